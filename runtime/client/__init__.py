@@ -1,0 +1,1 @@
+"""The clients: thin shells over the inference core."""

@@ -1,0 +1,1 @@
+"""Engines: the kinds of llama.cpp server this runtime can start."""

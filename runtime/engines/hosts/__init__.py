@@ -1,0 +1,1 @@
+"""Child-side programs: they run inside the engine process, never in the owner."""

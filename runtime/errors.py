@@ -1,0 +1,301 @@
+"""The error tree: every failure a caller can meet, each with facts and a next step.
+
+The six classes directly below :class:`LLMError` are the provider-neutral contract. The more precise
+classes below them are this runtime's own and carry typed attributes, so that a program can act on a
+failure without reading its message.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+class LLMError(Exception):
+    """Base of every error this runtime raises on purpose.
+
+    Attributes:
+        message: What happened and why, one or two sentences.
+        hint: The one thing to do next, or None when there is nothing to do.
+    """
+
+    def __init__(self, message: str = "", *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  → {self.hint}" if self.hint else self.message
+
+
+class LLMAuthError(LLMError):
+    """The engine, gateway or model hub refused the credentials (401, 403, gated model)."""
+
+
+class LLMRateLimitError(LLMError):
+    """Too many requests: HTTP 429, a full queue, or the hub's rate limit."""
+
+
+class LLMInvalidRequestError(LLMError):
+    """The request cannot be right: bad arguments, unknown model, prompt longer than the context."""
+
+
+class LLMProviderError(LLMError):
+    """The engine side failed: crash, failed start, timeout, broken connection, 5xx."""
+
+
+class LLMBadResponseError(LLMError):
+    """The answer is empty, malformed, violates its schema, or was cut off.
+
+    Attributes:
+        partial_text: What had arrived, or None when nothing did.
+    """
+
+    def __init__(
+        self, message: str = "", *, hint: str | None = None, partial_text: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.partial_text = partial_text
+
+
+class LLMCapabilityError(LLMError):
+    """The engine or the model cannot do what is asked (embeddings, vision, tools, a GPU)."""
+
+
+# --- invalid requests -------------------------------------------------------------------------
+
+
+class ConfigError(LLMInvalidRequestError):
+    """A setting is unknown or has a value that cannot work."""
+
+
+class ModelNotFoundError(LLMInvalidRequestError):
+    """No model answers to this reference.
+
+    Attributes:
+        reference: What was asked for.
+        nearest: Known names that look alike, best first.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reference: str,
+        nearest: Sequence[str] = (),
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.reference = reference
+        self.nearest = tuple(nearest)
+
+
+class ModelFormatError(LLMInvalidRequestError):
+    """A file is not a GGUF model that can be read.
+
+    Attributes:
+        path: The file, when it is known.
+        offset: The byte at which reading failed, when it is known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: Path | None = None,
+        offset: int | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
+        self.offset = offset
+
+
+class ModelTooLargeError(LLMInvalidRequestError):
+    """Model and context need more memory than there is.
+
+    Attributes:
+        needed_bytes: What the configuration needs.
+        available_bytes: What this machine (or its cgroup) has.
+    """
+
+    def __init__(
+        self, message: str, *, needed_bytes: int, available_bytes: int, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.needed_bytes = needed_bytes
+        self.available_bytes = available_bytes
+
+
+class ContextOverflowError(LLMInvalidRequestError):
+    """The prompt does not fit the context of one request.
+
+    Attributes:
+        prompt_tokens: Tokens of the rendered prompt, or None when the engine did not say.
+        context_tokens: Tokens one request may hold, or None when the engine did not say.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        prompt_tokens: int | None,
+        context_tokens: int | None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.prompt_tokens = prompt_tokens
+        self.context_tokens = context_tokens
+
+
+# --- provider failures ------------------------------------------------------------------------
+
+
+class EngineNotInstalledError(LLMProviderError):
+    """The engine that was named is not on this machine.
+
+    Attributes:
+        engine: The engine's kind.
+    """
+
+    def __init__(self, message: str, *, engine: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.engine = engine
+
+
+class EngineStartError(LLMProviderError):
+    """The engine did not come up.
+
+    Attributes:
+        diagnosis: A short machine-readable cause, such as ``"not_gguf"`` or ``"out_of_memory"``;
+            ``"unknown"`` when no cause was recognised.
+        exit_code: The child's exit code, or None when it was ended by a signal or still ran.
+        signal: The signal's name (``"SIGILL"``) when one ended the child.
+        log_tail: The last lines the engine printed, oldest first.
+        log_path: The file with the whole output, when there is one.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        diagnosis: str = "unknown",
+        exit_code: int | None = None,
+        signal: str | None = None,
+        log_tail: Sequence[str] = (),
+        log_path: Path | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.diagnosis = diagnosis
+        self.exit_code = exit_code
+        self.signal = signal
+        self.log_tail = tuple(log_tail)
+        self.log_path = log_path
+
+
+class EngineNotRunningError(LLMProviderError):
+    """The managed server is stopped or failed, so nothing can answer.
+
+    Attributes:
+        state: The server's state when the request came.
+    """
+
+    def __init__(self, message: str, *, state: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.state = state
+
+
+class RequestTimeoutError(LLMProviderError):
+    """A deadline passed.
+
+    Attributes:
+        phase: Which one: ``"connect"``, ``"first_token"``, ``"stall"`` or ``"total"``.
+        after_s: Seconds waited.
+        partial_text: What had arrived, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        phase: str,
+        after_s: float,
+        partial_text: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.phase = phase
+        self.after_s = after_s
+        self.partial_text = partial_text
+
+
+class ConnectionLostError(LLMProviderError):
+    """The connection broke or was refused before the answer was complete.
+
+    Attributes:
+        partial_text: What had arrived, or None.
+    """
+
+    def __init__(
+        self, message: str, *, partial_text: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.partial_text = partial_text
+
+
+class DownloadError(LLMProviderError):
+    """A model could not be fetched.
+
+    Attributes:
+        source: Where it was to come from.
+        status: The HTTP status, when one was the reason.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        source: str | None = None,
+        status: int | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.source = source
+        self.status = status
+
+
+class StorageError(LLMProviderError):
+    """The disk refused: not writable, full, or a file that vanished.
+
+    Attributes:
+        path: The file or folder concerned.
+    """
+
+    def __init__(self, message: str, *, path: Path | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
+
+
+# --- bad responses ----------------------------------------------------------------------------
+
+
+class IntegrityError(LLMBadResponseError):
+    """A file's SHA-256 is not the expected one.
+
+    Attributes:
+        path: The file.
+        expected: The digest that was promised, hexadecimal.
+        actual: The digest that was found, hexadecimal.
+    """
+
+    def __init__(
+        self, message: str, *, path: Path, expected: str, actual: str, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
+        self.expected = expected
+        self.actual = actual

@@ -1,0 +1,1 @@
+"""The managed server: launch, readiness, health, logs, restart, stop, snapshot."""

