@@ -34,7 +34,7 @@ CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
 
 # Environment names that share the prefix and are not fields of ServerConfig.
-_OTHER_ENV = {"HOME", "DEBUG", "OFFLINE", "LLAMA_SERVER"}
+_OTHER_ENV = {"HOME", "DEBUG", "OFFLINE"}
 
 
 class RestartPolicy(BaseModel):
@@ -44,7 +44,8 @@ class RestartPolicy(BaseModel):
         enabled: Whether it is started again at all.
         max_restarts: Most restarts within ``window_s``; past it the server is failed.
         window_s: Seconds over which restarts are counted.
-        backoff_base_s: The n-th restart waits a random time in [0, base · 2^n]; the first is at once.
+        backoff_base_s: The n-th restart waits a random time in [0, base · 2^n] seconds; the first
+            is at once.
         backoff_max_s: The longest such wait in seconds.
         stable_after_s: After this many seconds of being ready the count starts anew.
     """
@@ -253,7 +254,7 @@ def private_folder(path: Path) -> Path:
 
 
 def offline_wanted() -> bool:
-    """Whether the environment forbids the network (``HF_HUB_OFFLINE``, ``LLAMA_RUNTIME_OFFLINE``)."""
+    """Whether ``HF_HUB_OFFLINE`` or ``LLAMA_RUNTIME_OFFLINE`` forbids the network."""
     names = ("HF_HUB_OFFLINE", ENV_PREFIX + "OFFLINE")
     return any(os.environ.get(name, "").lower() in {"1", "true", "yes", "on"} for name in names)
 

@@ -1,17 +1,17 @@
 """What every engine kind has in common: the facts that go in and the facts that come out.
 
-An engine is a child process that is llama.cpp's HTTP server. Each kind is an :class:`Engine`: it says
-whether it is here, what it can do, how it is started, and how to read what it prints.
+An engine is a child process that is llama.cpp's HTTP server. Each kind is an :class:`Engine`: it
+says whether it is here, what it can do, how it is started, and how to read what it prints.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 EngineKind = Literal["xllamacpp", "llama-server", "llama-cpp-python"]
 
@@ -104,6 +104,8 @@ class LaunchSpec:
         gpu_layers: Layers on the GPU; -1 for as many as fit, as the engine decides; 0 for none.
         embeddings: Whether to serve embeddings.
         pooling: How token vectors become one; None for the model's own way.
+        physical_batch: Tokens processed in one step; None for the engine's own default. A model
+            that only embeds must take a whole input in one step.
     """
 
     model_path: Path
@@ -125,6 +127,7 @@ class LaunchSpec:
     mmproj: Path | None = None
     draft_model: Path | None = None
     chat_template: str | None = None
+    physical_batch: int | None = None
     extra_args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
 
@@ -173,8 +176,10 @@ class Engine(Protocol):
     """Answers 200 when the engine is ready."""
 
     def inspect(self, *, devices: bool = False) -> EngineInfo:
-        """Look whether the engine is here. With ``devices``, also ask it for its devices, which
-        starts a short-lived child."""
+        """Look whether the engine is here.
+
+        With ``devices``, also ask it for its devices, which starts a short-lived child.
+        """
         ...
 
     def command(self, spec: LaunchSpec) -> EngineCommand:

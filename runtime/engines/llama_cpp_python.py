@@ -1,0 +1,70 @@
+"""The llama-cpp-python engine: its own OpenAI-style server, one request at a time."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.engines.base import Device, EngineInfo
+from runtime.engines.commands import llama_cpp_python_command
+from runtime.engines.inspection import ask
+from runtime.engines.output import read_log_line
+
+if TYPE_CHECKING:
+    from runtime.engines.base import EngineCommand, EngineKind, LaunchSpec, LogFacts
+
+_INSTALL = (
+    "pip install 'llama-runtime[llama-cpp-python]' (compiles llama.cpp: needs a C++ compiler)"
+)
+_GPU_QUESTION = "import llama_cpp; print('gpu', llama_cpp.llama_supports_gpu_offload())"
+# The server is an extra of the package: each of these must be there for it to start.
+_SERVER_PACKAGES = ("uvicorn", "fastapi", "sse_starlette", "starlette_context")
+
+
+class LlamaCppPythonEngine:
+    """For people who already have it compiled for their machine."""
+
+    kind: EngineKind = "llama-cpp-python"
+    health_path = "/v1/models"
+
+    def inspect(self, *, devices: bool = False) -> EngineInfo:
+        """Look whether package and server are here; with ``devices``, import it in a child."""
+        spec = importlib.util.find_spec("llama_cpp")
+        missing = [name for name in _SERVER_PACKAGES if importlib.util.find_spec(name) is None]
+        if spec is None or not spec.submodule_search_locations or missing:
+            return EngineInfo(
+                kind=self.kind,
+                installed=False,
+                problem="the package llama-cpp-python is not installed"
+                if spec is None
+                else f"its server lacks {', '.join(missing)}",
+                install_hint=_INSTALL,
+            )
+        listed: tuple[Device, ...] = ()
+        problem = None
+        if devices:
+            answer = ask([sys.executable, "-P", "-c", _GPU_QUESTION])
+            problem = answer.problem
+            listed = (Device(name="CPU", kind="cpu"),)
+            if "gpu True" in answer.output:
+                listed = (*listed, Device(name="GPU", kind="gpu"))
+        return EngineInfo(
+            kind=self.kind,
+            installed=problem is None,
+            path=Path(spec.submodule_search_locations[0]),
+            version=importlib.metadata.version("llama-cpp-python"),
+            devices=listed,
+            problem=problem,
+            install_hint=_INSTALL,
+        )
+
+    def command(self, spec: LaunchSpec) -> EngineCommand:
+        """How to start it."""
+        return llama_cpp_python_command(spec, python=sys.executable)
+
+    def read_line(self, line: str) -> LogFacts | None:
+        """What a line of its output says."""
+        return read_log_line(line)
