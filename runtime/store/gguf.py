@@ -240,10 +240,11 @@ def _parts(path: Path) -> tuple[GgufContents, ...]:
             offset=contents.value_offsets["split.tensors.count"],
             hint="The files are of different conversions: fetch them again.",
         )
-    return _facts(_Head(parts[0]), parts, (files.index(path) + 1, shards))
+    return parts
 
 
-def _facts(head: _Head, parts: Sequence[GgufContents], split: tuple[int, int] | None) -> ModelFacts:
+def _facts(parts: Sequence[GgufContents], path: Path) -> ModelFacts:
+    head = _Head(parts[0])
     tensors = [tensor for part in parts for tensor in part.tensors]
     architecture = head.text("general.architecture", required=True) or ""
     kind = "mmproj" if architecture == "clip" else head.text("general.type") or "model"

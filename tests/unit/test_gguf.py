@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf
+import numpy
 import pytest
 
 from runtime.errors import ModelFormatError
@@ -19,3 +21,27 @@ def test_a_web_page_saved_as_a_model_is_called_one(tmp_path: Path) -> None:
 
     assert caught.value.path == path
     assert caught.value.offset == 0
+
+
+def test_the_smallest_model_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(128)
+    writer.add_embedding_length(32)
+    writer.add_head_count(4)
+    writer.add_tensor("token_embd.weight", numpy.zeros((10, 32), numpy.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    facts = read_facts(path, cache_dir=tmp_path)
+
+    assert facts.architecture == "llama"
+    assert facts.parameters == 320
+    assert facts.size_bytes == 1280
+    assert facts.key_length == 8
+    assert facts.kv_heads == 4
+    assert facts.quantization == "F32"
+    assert read_facts(path, cache_dir=tmp_path) == facts
