@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _MAGIC: Final = b"GGUF"
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+)")
+_BROKEN: Final = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
 _PASSING: Final = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -121,7 +122,7 @@ def _run(download: _Download, limits: Limits) -> None:
         try:
             download.transfer()
         except _Passing as passing:
-            failures = 1 if download.offset > before else failures + 1
+            failures = 0 if download.offset > before else failures + 1
             if failures >= limits.attempts:
                 raise passing.error from passing
             wait_s = passing.wait_s
@@ -206,7 +207,7 @@ class _Download:
             ):
                 self._take(response)
         except DownloadError as error:
-            if isinstance(error.__cause__, httpx2.TransportError):
+            if isinstance(error.__cause__, _BROKEN):
                 raise _Passing(error) from error
             raise
 
