@@ -49,7 +49,8 @@ def require_room(folder: Path, needed_bytes: int) -> None:
     available = shutil.disk_usage(folder).free
     if available < needed_bytes:
         raise StorageError(
-            f"{folder} needs {megabytes(needed_bytes)}, has {megabytes(available)}.",
+            f"Not enough room in {folder}: needs {megabytes(needed_bytes)}, "
+            f"has {megabytes(available)}.",
             path=folder,
             needed_bytes=needed_bytes,
             available_bytes=available,

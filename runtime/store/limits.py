@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,3 +25,12 @@ class Limits:
     attempts: int = 5
     backoff_base_s: float = 0.5
     backoff_max_s: float = 10.0
+
+    def hurried(self) -> Limits:
+        """Less patience, for a source that has another one behind it."""
+        return replace(
+            self,
+            answer_timeout_s=min(self.answer_timeout_s, 3.0),
+            stall_timeout_s=min(self.stall_timeout_s, 10.0),
+            attempts=min(self.attempts, 2),
+        )

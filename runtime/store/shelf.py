@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _DAMAGED = "Damaged on disk: pull it again to repair it."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shelf:
     """The models on this machine, by reference.
 

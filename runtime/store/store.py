@@ -15,7 +15,7 @@ from runtime.store.shelf import Shelf
 from runtime.store.verify import verify_files, verify_record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from runtime.settings import Directories
 
@@ -28,6 +28,7 @@ class ModelStore:
         offline: Never open a connection; None for what the environment says
             (``HF_HUB_OFFLINE``, ``LLAMA_RUNTIME_OFFLINE``).
         limits: How patient pulls are.
+        catalog: Models known by name, instead of those that came with this package.
     """
 
     def __init__(
@@ -36,10 +37,14 @@ class ModelStore:
         *,
         offline: bool | None = None,
         limits: Limits | None = None,
+        catalog: Mapping[str, CatalogEntry] | None = None,
     ) -> None:
         self.offline = offline_wanted() if offline is None else offline
         self._limits = limits or Limits()
-        self._shelf = Shelf((dirs or directories()).models, read_catalog())
+        self._shelf = Shelf(
+            models=(dirs or directories()).models,
+            catalog=read_catalog() if catalog is None else catalog,
+        )
 
     def catalog(self) -> tuple[CatalogEntry, ...]:
         """The models known by a short name, the smallest first."""
