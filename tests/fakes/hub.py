@@ -2,11 +2,12 @@
 
 Repository facts with blob digests, ``resolve`` addresses that redirect to a second host name, gated
 and private repositories by ``X-Error-Code``, ranges. It also serves plain files under ``/files/``,
-like any web server.
+like any web server, and packages under ``/simple/``, like a package index (PEP 503, PEP 691).
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -107,6 +108,9 @@ class FakeHub:
         seen: The requests so far.
         rate_bytes_s: Speed of bodies, or None for as fast as can be.
         files: Plain files by name, under :meth:`file_url`.
+        packages: Wheels by name, by package.
+        index_password: What the package index asks for, with any user name, or None.
+        index_speaks_json: Else it speaks HTML only.
         supports_ranges: Whether files can be asked for in parts.
     """
 
@@ -116,6 +120,9 @@ class FakeHub:
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
         self.rate_bytes_s: float | None = None
+        self.packages: dict[str, dict[str, bytes]] = {}
+        self.index_password: str | None = None
+        self.index_speaks_json = True
         self.supports_ranges = True
         self.closing = threading.Event()
         self._lock = threading.Lock()
@@ -139,6 +146,12 @@ class FakeHub:
     def file_url(self, name: str) -> str:
         """Address of a plain file."""
         return f"{self.url}/files/{name}"
+
+    @property
+    def index_url(self) -> str:
+        """What ``PIP_INDEX_URL`` is to be."""
+        user = f"me:{self.index_password}@" if self.index_password else ""
+        return f"http://{user}127.0.0.1:{self.port}/simple"
 
     def add(
         self,
@@ -262,7 +275,42 @@ class _Handler(BaseHTTPRequestHandler):
             if data is None:
                 return self._answer(404, {}, b"no such file")
             return self._file(data, fault, etag=f'"{self.server.hub.digest(data)[:16]}"', body=body)
+        if path.startswith(("/simple/", "/wheels/")):
+            return self._index(path, fault, body=body)
         return self._resolve(path, body=body)
+
+    def _index(self, path: str, fault: Fault, *, body: bool) -> None:
+        hub = self.server.hub
+        if hub.index_password:
+            user = base64.b64encode(f"me:{hub.index_password}".encode()).decode()
+            if self.headers.get("Authorization") != f"Basic {user}":
+                return self._answer(401, {"WWW-Authenticate": "Basic"}, b"no")
+        kind, name = path.strip("/").split("/", 1)
+        if kind == "wheels":
+            data = next(files[name] for files in hub.packages.values() if name in files)
+            return self._file(data, fault, etag=f'"{hub.digest(data)}"', body=body)
+        if name not in hub.packages:
+            return self._answer(404, {}, b"no such package")
+        files = hub.packages[name]
+        if hub.index_speaks_json and "json" in self.headers.get("Accept", ""):
+            listed = [
+                {
+                    "filename": file,
+                    "url": f"../../wheels/{file}",
+                    "hashes": {"sha256": hub.digest(data)},
+                    "size": len(data),
+                }
+                for file, data in files.items()
+            ]
+            page = {"meta": {"api-version": "1.1"}, "name": name, "files": listed}
+            kind = "application/vnd.pypi.simple.v1+json"
+            return self._answer(200, {"Content-Type": kind}, json.dumps(page).encode())
+        links = [
+            f'<a href="../../wheels/{file}#sha256={hub.digest(data)}">{file}</a>'
+            for file, data in files.items()
+        ]
+        html = f"<!DOCTYPE html><html><body>{'<br>'.join(links)}</body></html>"
+        return self._answer(200, {"Content-Type": "text/html"}, html.encode())
 
     def _facts(self, rest: str) -> None:
         repo_id, _, revision = rest.partition("/revision/")
