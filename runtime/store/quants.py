@@ -97,6 +97,11 @@ def candidates(files: Iterable[str]) -> tuple[Candidate, ...]:
         )
         for (stem, total), group in groups.items()
     ]
+    return ranked(found)
+
+
+def ranked(found: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """The most sensible quantization first."""
     return tuple(sorted(found, key=lambda c: (_rank(c.quant), c.stem)))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from runtime.errors import ModelNotFoundError
 from runtime.store import quants
+from runtime.store.inventory import Found, answering, take_stock
 from runtime.store.local import LocalModel
 from runtime.store.records import (
     PARTIAL_SUFFIX,
@@ -82,7 +83,7 @@ class Shelf:
         for folder, record in self.owned(ref):
             if present(folder, record):
                 return self._model(folder, record)
-        return self._installed(ref)
+        return self._installed(ref) or self._elsewhere(ref)
 
     def find_unchanged(self, ref: ModelRef) -> LocalModel | None:
         """As :meth:`find`, but of the store's own files only those not written to since."""
@@ -128,7 +129,9 @@ class Shelf:
 
     def all(self) -> tuple[LocalModel, ...]:
         """The models on this machine, the store's own first."""
-        return tuple(self._model(folder, record) for folder, record in records(self.models))
+        own = [self._model(folder, record) for folder, record in records(self.models)]
+        others = [self._known(found) for found in take_stock()]
+        return (*own, *others)
 
     def model(self, folder: Path) -> LocalModel | None:
         """The model whose folder that is, or None."""
@@ -158,15 +161,24 @@ class Shelf:
         for source in self.sources(ref):
             if isinstance(source, PypiRef) and (path := _installed_file(source)) is not None:
                 model = at_path(PathRef(path=str(path)))
-                return replace(
-                    model,
-                    reference=entry.name if entry else str(ref),
-                    name=entry.name if entry else model.name,
-                    sha256=entry.sha256 if entry else None,
-                    source="pypi",
-                    entry=entry,
-                )
+                model = replace(model, reference=str(ref), source="pypi")
+                return _as_entry(model, entry) if entry else model
         return None
+
+    def _elsewhere(self, ref: ModelRef) -> LocalModel | None:
+        """The model in another program's folder."""
+        stock = take_stock()
+        entry = self.entry_of(ref)
+        for wanted in entry.source_refs if entry else (ref,):
+            for found in answering(stock, wanted):
+                return _as_entry(found.model, entry) if entry else self._known(found)
+        return None
+
+    def _known(self, found: Found) -> LocalModel:
+        """With what the catalogue knows about it."""
+        repo_id = found.model.repo_id
+        entry = self.entry_of(HubRef(repo_id=repo_id, file=found.file)) if repo_id else None
+        return replace(found.model, entry=entry)
 
 
 def at_path(ref: PathRef) -> LocalModel:
@@ -224,6 +236,17 @@ def parts_of(path: Path) -> tuple[Path, ...]:
 def api_name(file: str) -> str:
     """What a model is called in the API after its file: lower case, without split number."""
     return quants.stem_of(file).rsplit("/", 1)[-1].lower() or "model"
+
+
+def _as_entry(model: LocalModel, entry: CatalogEntry) -> LocalModel:
+    """The model under the catalogue's name."""
+    return replace(
+        model,
+        reference=entry.name,
+        name=entry.name,
+        sha256=entry.sha256 or model.sha256,
+        entry=entry,
+    )
 
 
 def _same_source(ref: ModelRef, source: ModelRef) -> bool:
