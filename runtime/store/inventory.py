@@ -1,7 +1,7 @@
 """Models that other programs keep on this machine: listed and used where they lie, never touched.
 
 Layouts, as their programs write them: Hugging Face's cache (links in
-``models--owner--repo/snapshots/COMMIT`` into ``blobs``), llama.cpp's (``owner_repo_file.gguf`` beside
+``models--owner--repo/snapshots/COMMIT`` into ``blobs``), llama.cpp's (``owner_repo_file.gguf`` and
 ``manifest=owner=repo=tag.json``; since 2026 Hugging Face's layout instead), LM Studio's
 (``owner/repo/file.gguf``), Ollama's (``manifests/HOST/NAMESPACE/MODEL/TAG`` naming
 ``blobs/sha256-…``).
