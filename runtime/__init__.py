@@ -1,0 +1,166 @@
+"""A managed local-inference runtime around llama.cpp.
+
+    from runtime import LlamaClient
+
+    with LlamaClient() as client:
+        print(client.chat("Say hello.").text)
+
+Every name is imported when it is first used, so that ``import runtime`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtime.client.sync import LlamaClient
+    from runtime.contracts import (
+        BackendCapabilities,
+        BackendStatus,
+        EmbeddingResult,
+        JSONMode,
+        LLMChatParams,
+        LLMClient,
+        LLMDelta,
+        LLMMessage,
+        LLMProviderAdapter,
+        LLMRequest,
+        LLMResponse,
+        LLMRole,
+        LLMStreamEvent,
+        LLMStreamEventKind,
+        LLMToolResult,
+        Provenance,
+        TaskPriority,
+        TaskProfile,
+        ToolCall,
+        ToolCallDelta,
+        ToolCallingMode,
+        ToolCostHints,
+        ToolMetadata,
+        ToolSideEffects,
+        ToolSpec,
+        Usage,
+    )
+    from runtime.errors import (
+        ConfigError,
+        ConnectionLostError,
+        ContextOverflowError,
+        DownloadError,
+        EngineNotInstalledError,
+        EngineNotRunningError,
+        EngineStartError,
+        IntegrityError,
+        LLMAuthError,
+        LLMBadResponseError,
+        LLMCapabilityError,
+        LLMError,
+        LLMInvalidRequestError,
+        LLMProviderError,
+        LLMRateLimitError,
+        ModelFormatError,
+        ModelNotFoundError,
+        ModelTooLargeError,
+        RequestTimeoutError,
+        SchemaViolationError,
+        ServerStatusError,
+        StorageError,
+        TooManyRequestsError,
+    )
+    from runtime.server.manager import ServerManager
+    from runtime.server.snapshot import ServerSnapshot
+    from runtime.settings import RestartPolicy, ServerConfig
+    from runtime.store import ModelStore
+
+    __version__: str
+
+__all__ = [
+    "BackendCapabilities",
+    "BackendStatus",
+    "ConfigError",
+    "ConnectionLostError",
+    "ContextOverflowError",
+    "DownloadError",
+    "EmbeddingResult",
+    "EngineNotInstalledError",
+    "EngineNotRunningError",
+    "EngineStartError",
+    "IntegrityError",
+    "JSONMode",
+    "LLMAuthError",
+    "LLMBadResponseError",
+    "LLMCapabilityError",
+    "LLMChatParams",
+    "LLMClient",
+    "LLMDelta",
+    "LLMError",
+    "LLMInvalidRequestError",
+    "LLMMessage",
+    "LLMProviderAdapter",
+    "LLMProviderError",
+    "LLMRateLimitError",
+    "LLMRequest",
+    "LLMResponse",
+    "LLMRole",
+    "LLMStreamEvent",
+    "LLMStreamEventKind",
+    "LLMToolResult",
+    "LlamaClient",
+    "ModelFormatError",
+    "ModelNotFoundError",
+    "ModelStore",
+    "ModelTooLargeError",
+    "Provenance",
+    "RequestTimeoutError",
+    "RestartPolicy",
+    "SchemaViolationError",
+    "ServerConfig",
+    "ServerManager",
+    "ServerSnapshot",
+    "ServerStatusError",
+    "StorageError",
+    "TaskPriority",
+    "TaskProfile",
+    "TooManyRequestsError",
+    "ToolCall",
+    "ToolCallDelta",
+    "ToolCallingMode",
+    "ToolCostHints",
+    "ToolMetadata",
+    "ToolSideEffects",
+    "ToolSpec",
+    "Usage",
+    "__version__",
+]
+
+_HOMES = {
+    "LlamaClient": "runtime.client.sync",
+    "ModelStore": "runtime.store",
+    "RestartPolicy": "runtime.settings",
+    "ServerConfig": "runtime.settings",
+    "ServerManager": "runtime.server.manager",
+    "ServerSnapshot": "runtime.server.snapshot",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415 - slow to import, seldom asked for
+
+        value = version("llama-runtime")
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        contracts = import_module("runtime.contracts")
+        home = contracts if name in contracts.__all__ else import_module("runtime.errors")
+        value = getattr(home, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,173 @@
+"""Where a client's requests go: a server of its own, or one that runs already."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+from runtime.contracts import BackendStatus, Provenance
+from runtime.engines.base import Endpoint, EngineCapabilities
+from runtime.errors import LLMError
+from runtime.inference import discovery, transport
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from runtime.inference.clock import Limits
+    from runtime.server.manager import ServerManager
+    from runtime.settings import ServerConfig
+
+
+class EndpointSource(Protocol):
+    """Knows where a server is. Every method may be called from any thread."""
+
+    @property
+    def current(self) -> Endpoint:
+        """The endpoint as it was last known; never waits."""
+        ...
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names it answers to; empty when every name is passed on."""
+        ...
+
+    def endpoint(self, timeout_s: float) -> Endpoint:
+        """The endpoint to use now; waits while the server is being restarted.
+
+        Raises:
+            LLMProviderError: There is none, or not in time.
+        """
+        ...
+
+    def resolve(self, model: str) -> str:
+        """The name to send for a model that was asked for.
+
+        Raises:
+            ModelNotFoundError: It does not answer to that name.
+        """
+        ...
+
+    def health(self) -> BackendStatus:
+        """Whether a request sent now would be served; never raises."""
+        ...
+
+    def snapshot(self) -> Mapping[str, object] | None:
+        """The managed server, or None when it is another's."""
+        ...
+
+    def stop(self) -> None:
+        """End what was started; safe to call twice."""
+        ...
+
+
+class ManagedSource:
+    """A server that is started here and ends with the client."""
+
+    def __init__(self, config: ServerConfig, *, offline: bool | None) -> None:
+        from runtime.server.manager import ServerManager  # noqa: PLC0415 - not for attached ones
+
+        self.manager: ServerManager = ServerManager(config, offline=offline)
+        self.manager.start()
+        self._current = self.manager.wait_ready()
+
+    @property
+    def current(self) -> Endpoint:
+        return self._current
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        config = self.manager.config
+        names = (self._current.model, config.alias, config.model)
+        return tuple(dict.fromkeys(name for name in names if name))
+
+    def endpoint(self, timeout_s: float) -> Endpoint:
+        self._current = self.manager.endpoint(timeout_s)
+        return self._current
+
+    def resolve(self, model: str) -> str:
+        if model not in self.models:
+            raise discovery.unknown_model(model, self.models)
+        return self._current.model
+
+    def health(self) -> BackendStatus:
+        return self.manager.health()
+
+    def snapshot(self) -> Mapping[str, object]:
+        return self.manager.snapshot().to_dict()
+
+    def stop(self) -> None:
+        self.manager.stop()
+
+
+class AttachedSource:
+    """A server that somebody else runs."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None,
+        model: str | None,
+        limits: Limits,
+        board: transport.Switchboard,
+    ) -> None:
+        self._address = Endpoint(
+            base_url=discovery.origin(base_url),
+            api_key=api_key,
+            kind="openai",
+            model=model or "",
+            capabilities=EngineCapabilities(),
+            context_tokens=None,
+        )
+        self._wanted = model
+        self._limits = limits
+        self._board = board
+        self._lock = threading.Lock()
+        self._found = self._discover()
+
+    def _discover(self) -> discovery.Discovered:
+        address = self._address
+        flow = discovery.discover(
+            address.base_url, api_key=address.api_key, model=self._wanted, limits=self._limits
+        )
+        return transport.run(flow, locate=lambda _: address, board=self._board)
+
+    @property
+    def current(self) -> Endpoint:
+        return self._found.endpoint
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return self._found.models
+
+    def endpoint(self, timeout_s: float) -> Endpoint:  # noqa: ARG002 - it is where it is
+        return self._found.endpoint
+
+    def resolve(self, model: str) -> str:
+        if model not in self.models:
+            with self._lock:  # it may have been loaded since
+                self._found = self._discover()
+            if model not in self.models:
+                raise discovery.unknown_model(model, self.models)
+        return model
+
+    def health(self) -> BackendStatus:
+        address = self._address
+        flow = discovery.health(address.base_url, api_key=address.api_key, limits=self._limits)
+        ok = True
+        try:
+            message = transport.run(flow, locate=lambda _: address, board=self._board)
+        except LLMError as exc:
+            ok, message = False, exc.message
+        return BackendStatus(
+            ok=ok,
+            message=message,
+            details={"base_url": address.base_url},
+            checked_at=Provenance.now_iso(),
+        )
+
+    def snapshot(self) -> None:
+        return None
+
+    def stop(self) -> None:
+        pass

@@ -1,0 +1,102 @@
+"""Counting tokens by the engine's own count."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import LLMBadResponseError, LLMCapabilityError
+from runtime.inference import failures
+from runtime.inference.clock import Clock
+from runtime.inference.flow import CHAT_PATH, fetch, post
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from runtime.engines.base import Endpoint
+    from runtime.inference.clock import Limits
+    from runtime.inference.effects import Flow, HttpRequest
+
+_MISSING = {404, 405, 501}
+
+
+def count_text(text: str, limits: Limits) -> Flow[int]:
+    """Tokens of ``text`` by itself, without what a chat puts around it.
+
+    Raises:
+        LLMCapabilityError: The server cannot count.
+    """
+    endpoint, found = yield from _ask("/tokenize", {"content": text}, limits)
+    if found is None:
+        # llama-cpp-python's way, which counts the token that begins every text along.
+        endpoint, found = yield from _ask("/extras/tokenize/count", {"input": text}, limits)
+        if found is not None:
+            _, empty = yield from _ask("/extras/tokenize/count", {"input": ""}, limits)
+            return _number(found, "count") - _number(empty or {}, "count")
+    if found is None:
+        raise _incapable(endpoint)
+    tokens = found.get("tokens")
+    if not isinstance(tokens, list):
+        raise _malformed()
+    return len(tokens)
+
+
+def count_chat(messages: Sequence[dict[str, object]], limits: Limits) -> Flow[int]:
+    """Tokens of the prompt that these messages become.
+
+    Raises:
+        LLMCapabilityError: The server cannot count.
+    """
+    asked = {"messages": list(messages)}
+    endpoint, found = yield from _ask(f"{CHAT_PATH}/input_tokens", asked, limits)
+    if found is not None:
+        return _number(found, "input_tokens")
+    endpoint, found = yield from _ask("/apply-template", asked, limits)
+    if found is None:
+        raise _incapable(endpoint)
+    prompt = found.get("prompt")
+    if not isinstance(prompt, str):
+        raise _malformed()
+    rendered = {"content": prompt, "add_special": True, "parse_special": True}
+    endpoint, found = yield from _ask("/tokenize", rendered, limits)
+    if found is None or not isinstance(found.get("tokens"), list):
+        raise _incapable(endpoint)
+    return len(found["tokens"])
+
+
+def _ask(
+    path: str, body: Mapping[str, object], limits: Limits
+) -> Flow[tuple[Endpoint, dict[str, Any] | None]]:
+    """What a path answers; None when the server does not have it."""
+
+    def request(endpoint: Endpoint) -> HttpRequest:
+        return post(endpoint, path, {"model": endpoint.model, **body})
+
+    endpoint, head, answer = yield from fetch(request, Clock(limits))
+    if head.status in _MISSING:
+        return endpoint, None
+    if head.status != 200:
+        raise failures.from_answer(head, answer, model=endpoint.model)
+    try:
+        parsed = json.loads(answer)
+    except ValueError as exc:
+        raise failures.not_a_completion(head, answer) from exc
+    return endpoint, parsed if isinstance(parsed, dict) else None
+
+
+def _number(found: dict[str, Any], name: str) -> int:
+    value = found.get(name)
+    if not isinstance(value, int):
+        raise _malformed()
+    return value
+
+
+def _incapable(endpoint: Endpoint) -> LLMCapabilityError:
+    return LLMCapabilityError(
+        f"The server at {endpoint.base_url} cannot count tokens.",
+        hint="Use the xllamacpp or llama-server engine, which can.",
+    )
+
+
+def _malformed() -> LLMBadResponseError:
+    return LLMBadResponseError("The server's token count is malformed.")

@@ -1,0 +1,158 @@
+"""What a conversation with a server is made of, as data.
+
+The logic of a request (what to send, when to send it again, when to give up) is written once, as a
+generator of effects: it yields one, the driver performs it and sends the result back, or throws the
+:class:`WireError` that came of it. The sync and the async client are two drivers of the same
+generators, and tests drive them with no network at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from runtime.contracts import LLMDelta
+    from runtime.engines.base import Endpoint
+
+T = TypeVar("T")
+
+Method = Literal["GET", "POST"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpRequest:
+    """One HTTP request, ready to be sent.
+
+    Attributes:
+        base_url: Scheme, host, port and perhaps a path prefix.
+        path: Appended to the base URL.
+        body: The encoded body; None for GET.
+        api_key: Sent as a bearer token.
+    """
+
+    base_url: str
+    path: str
+    method: Method = "POST"
+    body: bytes | None = None
+    api_key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpHead:
+    """Status and headers of an answer; header names in lower case."""
+
+    status: int
+    headers: dict[str, str]
+
+    @property
+    def content_type(self) -> str:
+        """The media type without its parameters, in lower case."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Locate:
+    """Give me the server's address, waiting while it restarts. Result: an ``Endpoint``."""
+
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """Send a request and wait for the head of its answer. Result: :class:`HttpHead`.
+
+    Attributes:
+        request: What to send, on a connection of its own.
+        connect_timeout_s: Seconds for the connection alone.
+        until: Instant (``time.monotonic``) by which the head must have come.
+    """
+
+    request: HttpRequest
+    connect_timeout_s: float
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Give me the next bytes of the body, empty at its end. Result: ``bytes``.
+
+    Attributes:
+        until: Instant by which some must have come.
+    """
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Hand a piece of the answer to the caller. Result: None."""
+
+    item: LLMDelta
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait, unless the client is closed meanwhile. Result: None."""
+
+    seconds: float
+
+
+Effect: TypeAlias = Locate | Open | Read | Emit | Pause
+
+Flow: TypeAlias = Generator[Effect, Any, T]
+"""A request as a generator. The result of each effect is typed by the helpers below."""
+
+
+class WireError(Exception):
+    """The connection failed; the flow decides what that means for the caller."""
+
+
+class UnreachableError(WireError):
+    """No connection could be made (refused, no such host)."""
+
+
+class BrokenError(WireError):
+    """The connection ended before the answer did."""
+
+
+class ExpiredError(WireError):
+    """An instant passed.
+
+    Attributes:
+        connecting: Whether it was while connecting.
+    """
+
+    def __init__(self, message: str, *, connecting: bool = False) -> None:
+        super().__init__(message)
+        self.connecting = connecting
+
+
+class AbortedError(WireError):
+    """The client was closed while the request ran."""
+
+
+def locate(timeout_s: float) -> Flow[Endpoint]:
+    """The endpoint to use now."""
+    endpoint: Endpoint = yield Locate(timeout_s=timeout_s)
+    return endpoint
+
+
+def open_(request: HttpRequest, *, connect_timeout_s: float, until: float) -> Flow[HttpHead]:
+    """The head of the answer to ``request``."""
+    head: HttpHead = yield Open(request=request, connect_timeout_s=connect_timeout_s, until=until)
+    return head
+
+
+def read_all(until: float, limit: int) -> Flow[bytes]:
+    """The whole body, or its first ``limit`` bytes and a little more."""
+    parts: list[bytes] = []
+    size = 0
+    while size < limit:
+        part: bytes = yield Read(until)
+        if not part:
+            break
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)

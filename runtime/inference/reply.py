@@ -1,0 +1,155 @@
+"""From a complete answer to the contract's response."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from runtime.contracts import LLMResponse, Provenance
+from runtime.errors import LLMBadResponseError
+from runtime.inference import schema, tools
+
+if TYPE_CHECKING:
+    from runtime.engines.base import Endpoint
+    from runtime.inference.payload import Wish
+    from runtime.inference.schema import Enforcement
+    from runtime.inference.stream import Answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """Who signs the responses.
+
+    Attributes:
+        name: The client's name.
+        config_hash: Changes when, and only when, the client's configuration does.
+    """
+
+    name: str
+    config_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """What is known of the request that brought an answer.
+
+    Attributes:
+        endpoint: Who was asked.
+        seed: With which seed.
+        max_tokens: With which bound.
+        enforcement: How the schema was enforced while decoding, if there was one.
+        number: 0 for the first attempt, grows with each new seed.
+        resends: How often the request was sent again because no answer began.
+        started_at: When the first attempt began, ISO 8601.
+    """
+
+    endpoint: Endpoint
+    seed: int
+    max_tokens: int
+    enforcement: Enforcement | None
+    number: int
+    resends: int
+    started_at: str
+
+
+def check(answer: Answer, wish: Wish) -> None:
+    """Refuse an answer that is not what was asked for.
+
+    Raises:
+        LLMBadResponseError: It is empty or cut off, or breaks its schema or its tools' rules.
+    """
+    text, calls = answer.text, answer.tool_calls
+    if wish.tools:
+        if answer.finish_reason == "length" and calls:
+            raise _cut(answer, "A tool call", calls[-1].arguments_json)
+        tools.check_calls(wish.tools, calls, text=text)
+    elif calls:
+        raise LLMBadResponseError(
+            f"The model called {calls[0].name!r}, but was offered no tools.",
+            partial_text=text or None,
+        )
+    if wish.schema:
+        _check_schema(answer, wish.schema, text)
+    elif not (answer.begun or _may_be_empty(answer, wish)):
+        raise LLMBadResponseError(
+            "The model ended its answer without a word.",
+            hint="Rephrase the prompt, or raise the temperature.",
+        )
+
+
+def _may_be_empty(answer: Answer, wish: Wish) -> bool:
+    """Whether nothing is an answer: the bound or a stop text of the caller's came first."""
+    return answer.finish_reason == "length" or bool(wish.options.get("stop"))
+
+
+def _check_schema(answer: Answer, wanted: schema.Schema, text: str) -> None:
+    if answer.finish_reason == "length":
+        try:
+            schema.judge(text, wanted)
+        except LLMBadResponseError as exc:
+            raise _cut(answer, "The JSON", text) from exc
+        if not schema.ends_by_itself(text):
+            raise _cut(answer, "The JSON", text)
+    schema.judge(text, wanted)
+
+
+class CutOffError(LLMBadResponseError):
+    """The token budget ended the answer in the middle of something that must be whole."""
+
+
+def _cut(answer: Answer, what: str, partial: str) -> CutOffError:
+    count = answer.usage.completion_tokens if answer.usage else None
+    return CutOffError(
+        f"{what} was cut off by the token budget{f' after {count} tokens' if count else ''}.",
+        partial_text=partial,
+        hint="Raise max_tokens (or ctx_size, when the context is full).",
+    )
+
+
+def response(answer: Answer, attempt: Attempt, backend: Backend, *, latency_ms: int) -> LLMResponse:
+    """The response that a complete answer makes."""
+    calls = answer.tool_calls
+    reason = answer.finish_reason
+    model = answer.model or attempt.endpoint.model
+    return LLMResponse(
+        text=answer.text,
+        model=model,
+        provider=backend.name,
+        finish_reason="tool_calls" if calls and reason == "stop" else reason,
+        usage=answer.usage,
+        latency_ms=latency_ms,
+        raw_output=answer.raw_output,
+        tool_calls=calls,
+        raw=_notes(answer, attempt),
+        provenance=Provenance(
+            backend_name=backend.name,
+            backend_kind=attempt.endpoint.kind,
+            model_id=model,
+            base_url=attempt.endpoint.base_url,
+            started_at=attempt.started_at,
+            completed_at=Provenance.now_iso(),
+            config_hash=backend.config_hash,
+        ),
+    )
+
+
+def _notes(answer: Answer, attempt: Attempt) -> dict[str, object]:
+    notes: dict[str, object] = {
+        "seed": attempt.seed,
+        "max_tokens": attempt.max_tokens,
+        "attempts": attempt.number + 1,
+        "resends": attempt.resends,
+    }
+    if timings := answer.timings:
+        notes["timings"] = timings
+        if "cache_n" in timings and "prompt_n" in timings:
+            notes["cache"] = {"reused": timings["cache_n"], "processed": timings["prompt_n"]}
+    if answer.reasoning:
+        notes["reasoning"] = answer.reasoning
+    if enforcement := attempt.enforcement:
+        notes["structured_output"] = {
+            "attempts": attempt.number + 1,
+            "enforcement": enforcement.kind,
+            "validated_only": enforcement.validated_only,
+        }
+    return notes

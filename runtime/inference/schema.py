@@ -1,0 +1,186 @@
+"""JSON Schemas: checked before a request, turned into a grammar, and enforced on the answer.
+
+What an engine enforces while decoding is a help; what counts is the validation of the answer
+against the caller's own schema, because engines widen or drop constraints silently.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from runtime.errors import LLMInvalidRequestError, SchemaViolationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import jsonschema_rs
+
+    from runtime.engines.base import EngineCapabilities
+
+# How llguidance lays out JSON: the whitespace of json.dumps and none besides, so that no tokens are
+# spent on blank lines. The last two keys let it take schemas it cannot express to the full.
+_LAYOUT: Final = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+_LENIENT: Final = {**_LAYOUT, "lenient": True, "coerce_one_of": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schema:
+    """A JSON Schema that is valid as such.
+
+    Attributes:
+        document: The caller's schema, parsed.
+        text: The same as JSON, properties in the caller's order.
+        validator: Judges values by it.
+    """
+
+    document: Mapping[str, object]
+    text: str
+    validator: jsonschema_rs.Validator = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enforcement:
+    """How an engine is asked to keep to a schema.
+
+    Attributes:
+        kind: ``"llguidance"``, ``"json_schema"`` (the engine's own converter) or ``"prompt"`` (the
+            model is only told).
+        fields: What is added to the request.
+        instruction: What is said to the model, or None.
+        validated_only: Why the grammar admits more than the schema does, or None when it does not,
+            as far as is known.
+    """
+
+    kind: Literal["llguidance", "json_schema", "prompt"]
+    fields: Mapping[str, object]
+    instruction: str | None = None
+    validated_only: str | None = None
+
+
+def check(document: object, *, what: str = "response_schema") -> Schema:
+    """The schema, ready for use; compiled once for each text.
+
+    Raises:
+        LLMInvalidRequestError: It is no JSON Schema, or refers to something that is not in it.
+    """
+    if not isinstance(document, dict):
+        raise LLMInvalidRequestError(
+            f"{what} is {type(document).__name__}, not a JSON Schema object.",
+            hint="Give the schema as a dict.",
+        )
+    try:
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise LLMInvalidRequestError(f"{what} is not JSON: {exc}") from exc
+    try:
+        return _checked(text)
+    except ValueError as exc:  # jsonschema_rs.ValidationError is one
+        path = pointer(getattr(exc, "instance_path", ()))
+        reason = getattr(exc, "message", str(exc))
+        raise LLMInvalidRequestError(
+            f"{what} is not a valid JSON Schema: {reason} (at {path or 'its root'}).",
+            hint="Correct the schema; references must stay within it.",
+        ) from exc
+
+
+@lru_cache(maxsize=256)
+def _checked(text: str) -> Schema:
+    import jsonschema_rs  # noqa: PLC0415 - a compiled library, needed only by those who use schemas
+
+    document = json.loads(text)
+    validator = jsonschema_rs.validator_for(document, validate_formats=True, offline=True)
+    return Schema(document=document, text=text, validator=validator)
+
+
+def enforcement(schema: Schema, capabilities: EngineCapabilities) -> Enforcement:
+    """The strongest way this engine has to keep to ``schema`` while decoding."""
+    if capabilities.llguidance:
+        grammar, problem = _grammar(schema.text)
+        if grammar is not None:
+            return Enforcement(
+                kind="llguidance", fields={"grammar": grammar}, validated_only=problem
+            )
+    if capabilities.json_schema is not False:
+        wrapped = {"name": "answer", "schema": schema.document, "strict": True}
+        return Enforcement(
+            kind="json_schema",
+            fields={"response_format": {"type": "json_schema", "json_schema": wrapped}},
+            validated_only="The engine's own converter drops constraints without saying so.",
+        )
+    return Enforcement(
+        kind="prompt",
+        fields={},
+        instruction="Answer with one JSON value only, no other text. It must be valid against this "
+        f"JSON Schema: {schema.text}",
+        validated_only="The engine enforces no schema.",
+    )
+
+
+@lru_cache(maxsize=256)
+def _grammar(text: str) -> tuple[str | None, str | None]:
+    """The llguidance grammar of a schema, or None, and what it leaves to validation.
+
+    The engine decodes freely, and says nothing, when it cannot compile a grammar. So the same
+    library compiles it here first.
+    """
+    from llguidance import LLMatcher  # noqa: PLC0415 - as above
+
+    problem: str | None = None
+    for options in (_LAYOUT, _LENIENT):
+        document = {**json.loads(text), "x-guidance": options}
+        grammar = "%llguidance {}\nstart: %json " + json.dumps(document, ensure_ascii=False)
+        failure = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar))
+        if not failure or failure.startswith("WARNING"):
+            return grammar, problem
+        problem = problem or failure.partition("\n")[0]
+    return None, problem
+
+
+def judge(text: str, schema: Schema) -> Any:
+    """The value that ``text`` is, valid against ``schema``.
+
+    Raises:
+        SchemaViolationError: It is not JSON, repeats a key, or violates the schema.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as exc:
+        raise SchemaViolationError(
+            f"The answer is not JSON: {exc}.", pointer="", reason=str(exc), partial_text=text
+        ) from exc
+    error = next(iter(schema.validator.iter_errors(value)), None)
+    if error is not None:
+        path = pointer(error.instance_path)
+        raise SchemaViolationError(
+            f"The answer violates its schema at {path or 'its root'}: {error.message}.",
+            pointer=path,
+            reason=error.message,
+            partial_text=text,
+        )
+    return value
+
+
+def ends_by_itself(text: str) -> bool:
+    """Whether a valid JSON text, cut off here, is whole: only a number might have gone on."""
+    return not text.rstrip()[-1:].isdigit()
+
+
+def pointer(path: Iterable[str | int]) -> str:
+    """A JSON Pointer (RFC 6901)."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} occurs twice in one object")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

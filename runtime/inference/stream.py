@@ -1,0 +1,289 @@
+"""From the bytes of a streamed answer to its pieces and its whole.
+
+Server-sent events by the WHATWG HTML standard, section 9.2.6 ("Interpreting an event stream"), cut
+on bytes, so that a character split between two packets is never decoded in halves. What the events
+hold is OpenAI's ``chat.completion.chunk``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from runtime.contracts import LLMDelta, ToolCall, ToolCallDelta, Usage
+from runtime.errors import LLMBadResponseError
+from runtime.inference import failures
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+MAX_EVENT_BYTES = 16 * 1024 * 1024
+"""Longest single event that is accepted; a longer one is no answer of a language model."""
+
+DONE = b"[DONE]"
+
+
+class SseDecoder:
+    """Cuts a byte stream into the data of its events, however the bytes are packed."""
+
+    __slots__ = ("_buffer", "_data", "_size")
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._data: list[bytes] = []
+        self._size = 0
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The data of the events that ``chunk`` completes, in order.
+
+        Raises:
+            LLMBadResponseError: One event is longer than :data:`MAX_EVENT_BYTES`.
+        """
+        text = self._buffer + chunk
+        held = b""
+        if b"\r" in text:
+            if text.endswith(b"\r"):  # its "\n" may be in the next packet
+                text, held = text[:-1], b"\r"
+            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        end = text.rfind(b"\n") + 1
+        self._buffer = text[end:] + held
+        events = [data for line in text[:end].split(b"\n")[:-1] for data in self._line(line)]
+        if self._size + len(self._buffer) > MAX_EVENT_BYTES:
+            raise LLMBadResponseError(
+                f"The server sent an event of more than {MAX_EVENT_BYTES} bytes.",
+                hint="Is this an OpenAI-compatible server?",
+            )
+        return events
+
+    def _line(self, line: bytes) -> Iterator[bytes]:
+        if not line:
+            if self._data:
+                yield b"\n".join(self._data)
+                self._data = []
+                self._size = 0
+            return
+        name, _, value = line.partition(b":")
+        # Comments have an empty name. Older llama-servers report a failure in a field "error".
+        if name in {b"data", b"error"}:
+            self._data.append(value.removeprefix(b" "))
+            self._size += len(value)
+
+
+@dataclass(slots=True)
+class _Call:
+    """A tool call while its pieces arrive."""
+
+    call_id: str
+    name: str = ""
+    arguments: list[str] = field(default_factory=list)
+
+
+class Answer:
+    """An answer as it grows: feed it events, or a whole completion, then read it.
+
+    Attributes:
+        finish_reason: Why it ended, or None while it has not.
+        usage: Token counts, once the server told them.
+        timings: The server's own timings, once it told them.
+        done: Whether the closing ``[DONE]`` arrived.
+        model: The model the server says answered.
+    """
+
+    def __init__(self) -> None:
+        self.finish_reason: str | None = None
+        self.usage: Usage | None = None
+        self.timings: dict[str, object] | None = None
+        self.done = False
+        self.model: str | None = None
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: dict[int, _Call] = {}
+        self._logprobs: list[object] = []
+        self._usage_object: object = None
+        self._head: dict[str, object] = {}
+        self._raw: dict[str, object] | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything of the answer arrived."""
+        return bool(self._text or self._reasoning or self._calls)
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(self._text)
+
+    @property
+    def reasoning(self) -> str:
+        """The thinking so far, where the server keeps it apart from the text."""
+        return "".join(self._reasoning)
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The tool calls so far, in order."""
+        return tuple(
+            ToolCall(name=call.name, arguments_json="".join(call.arguments), call_id=call.call_id)
+            for _, call in sorted(self._calls.items())
+        )
+
+    @property
+    def raw_output(self) -> dict[str, object]:
+        """The server's completion object; put together from its chunks when it was streamed."""
+        if self._raw is not None:
+            return self._raw
+        message: dict[str, object] = {"role": "assistant", "content": self.text}
+        if self._reasoning:
+            message["reasoning_content"] = self.reasoning
+        if self._calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.call_id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments_json},
+                }
+                for call in self.tool_calls
+            ]
+        choice: dict[str, object] = {
+            "index": 0,
+            "finish_reason": self.finish_reason,
+            "message": message,
+        }
+        if self._logprobs:
+            choice["logprobs"] = {"content": self._logprobs}
+        whole: dict[str, object] = {
+            **self._head,
+            "object": "chat.completion",
+            "choices": [choice],
+        }
+        if self._usage_object is not None:
+            whole["usage"] = self._usage_object
+        if self.timings is not None:
+            whole["timings"] = self.timings
+        return whole
+
+    def add_event(self, data: bytes) -> list[LLMDelta]:
+        """Take the data of one event; returns what it adds for the caller.
+
+        Raises:
+            LLMError: The event reports a failure, or is not a completion chunk.
+        """
+        if data == DONE:
+            self.done = True
+            return []
+        try:
+            chunk = json.loads(data)
+        except ValueError as exc:
+            raise self._malformed(f"an event is not JSON: {failures.excerpt(data)}") from exc
+        if not isinstance(chunk, dict):
+            raise self._malformed(f"an event is not an object: {failures.excerpt(data)}")
+        if "choices" not in chunk:
+            if problem := failures.error_object(chunk):
+                raise failures.from_error_object(problem, partial_text=self.text or None)
+            raise self._malformed(f"an event has no choices: {failures.excerpt(data)}")
+        try:
+            return self._add_chunk(chunk)
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:
+            raise self._malformed(f"an event is out of form: {failures.excerpt(data)}") from exc
+
+    def add_completion(self, body: bytes, *, continued: str = "") -> list[LLMDelta]:
+        """Take a whole answer that was not streamed; returns its pieces.
+
+        Args:
+            body: The body of the HTTP answer.
+            continued: The assistant message that the request asked to be continued. Engines repeat
+                it in front of a whole answer and leave it out of a streamed one; it is taken off.
+
+        Raises:
+            LLMBadResponseError: The body is not a chat completion.
+        """
+        try:
+            whole = json.loads(body)
+        except ValueError as exc:
+            raise self._malformed(f"it is not JSON: {failures.excerpt(body)}") from exc
+        try:
+            if problem := failures.error_object(whole):
+                raise failures.from_error_object(problem)
+            choice = whole["choices"][0]
+            message = choice["message"]
+            text = _text(message.get("content"))
+            if isinstance(message.get("content"), str):
+                message["content"] = text = text.removeprefix(continued)
+            delta = {**message, "content": text}
+            deltas = self._add_chunk({**whole, "choices": [{**choice, "delta": delta}]})
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
+            raise self._malformed(f"it is no chat completion: {failures.excerpt(body)}") from exc
+        self._raw = whole
+        self.done = True
+        return deltas
+
+    def _add_chunk(self, chunk: Mapping[str, Any]) -> list[LLMDelta]:
+        deltas: list[LLMDelta] = []
+        if not self._head:
+            names = ("id", "created", "model", "system_fingerprint")
+            self._head = {name: chunk[name] for name in names if name in chunk}
+            self.model = chunk.get("model")
+        for choice in chunk["choices"][:1]:
+            delta = choice.get("delta") or {}
+            if content := _text(delta.get("content")):
+                self._text.append(content)
+                deltas.append(LLMDelta(text_delta=content))
+            if thought := _text(delta.get("reasoning_content")):
+                self._reasoning.append(thought)
+            for position, piece in enumerate(delta.get("tool_calls") or ()):
+                deltas.append(LLMDelta(tool_call_delta=self._add_call(position, piece)))
+            if logprobs := choice.get("logprobs"):
+                self._logprobs.extend(logprobs.get("content") or ())
+            if reason := choice.get("finish_reason"):
+                self.finish_reason = _text(reason)
+        if isinstance(timings := chunk.get("timings"), dict):
+            self.timings = timings
+        if isinstance(usage := chunk.get("usage"), dict):
+            self._usage_object = usage
+            self.usage = usage_of(usage)
+            deltas.append(LLMDelta(usage_delta=self.usage))
+        return deltas
+
+    def _add_call(self, position: int, piece: Mapping[str, Any]) -> ToolCallDelta:
+        index = int(piece.get("index", position))
+        function = piece.get("function") or {}
+        name, arguments = _text(function.get("name")), _text(function.get("arguments"))
+        call = self._calls.get(index)
+        if call is None:
+            call = _Call(call_id=_text(piece.get("id")) or f"call_{uuid4().hex[:24]}")
+            self._calls[index] = call
+        call.name += name
+        call.arguments.append(arguments)
+        return ToolCallDelta(
+            call_id=call.call_id, name=name or None, arguments_json_delta=arguments or None
+        )
+
+    def _malformed(self, why: str) -> LLMBadResponseError:
+        return LLMBadResponseError(
+            f"The server's answer is malformed: {why}",
+            partial_text=self.text or None,
+            hint="Is this an OpenAI-compatible server?",
+        )
+
+
+def usage_of(counts: Mapping[str, object]) -> Usage:
+    """Token counts from OpenAI's ``usage`` object; None for each that is missing."""
+
+    def count(name: str) -> int | None:
+        value = counts.get(name)
+        return value if isinstance(value, int) else None
+
+    return Usage(
+        prompt_tokens=count("prompt_tokens"),
+        completion_tokens=count("completion_tokens"),
+        total_tokens=count("total_tokens"),
+    )
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError(f"text expected, not {type(value).__name__}")
+    return value

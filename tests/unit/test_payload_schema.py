@@ -1,0 +1,253 @@
+"""Schemas: checked before, turned into grammars, and judged by afterwards."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from runtime.contracts import LLMMessage, LLMRequest, ToolCall, ToolSpec
+from runtime.engines.base import Endpoint, EngineCapabilities
+from runtime.errors import LLMBadResponseError, LLMInvalidRequestError, SchemaViolationError
+from runtime.inference import payload, schema, tools
+
+PERSON: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "pattern": "^[A-Z]"},
+        "mail": {"type": "string", "format": "email"},
+        "a/b~c": {"type": "array", "items": {"minimum": 3}},
+    },
+    "required": ["name"],
+    "additionalProperties": False,
+}
+LLGUIDANCE = EngineCapabilities(llguidance=True, json_schema=True)
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        (True, "response_schema is bool"),
+        ([], "response_schema is list"),
+        ("{}", "response_schema is str"),
+        ({"type": "thing"}, r"at /type\)"),
+        ({"properties": {"a": {"minimum": "3"}}}, r"at /properties/a/minimum\)"),
+        ({"type": "string", "pattern": "("}, "regex"),
+        ({"$ref": "#/$defs/nope"}, "not a valid JSON Schema"),
+        ({"$ref": "http://127.0.0.1:9/schema.json"}, "not a valid JSON Schema"),
+        ({"$schema": "urn:unknown"}, "not a valid JSON Schema"),
+        ({"const": object()}, "is not JSON"),
+        ({"const": float("nan")}, "is not JSON"),
+    ],
+)
+def test_an_invalid_schema_is_refused_with_the_place(document: Any, said: str) -> None:
+    with pytest.raises(LLMInvalidRequestError, match=said):
+        schema.check(document)
+
+
+def test_a_schema_too_deep_to_write_is_refused() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(100_000):
+        deep = {"not": deep}
+    with pytest.raises(LLMInvalidRequestError, match="not JSON"):
+        schema.check(deep)
+
+
+def test_a_schema_is_compiled_once() -> None:
+    assert schema.check(dict(PERSON)).validator is schema.check(dict(PERSON)).validator
+
+
+def test_drafts_are_told_apart() -> None:
+    """In draft 7 an array of ``items`` is a tuple; in 2020-12 it is no schema at all."""
+    listed = {"items": [{"type": "integer"}]}
+    old = schema.check({"$schema": "http://json-schema.org/draft-07/schema#", **listed})
+    assert schema.judge("[1]", old) == [1]
+    with pytest.raises(SchemaViolationError):
+        schema.judge('["x"]', old)
+    with pytest.raises(LLMInvalidRequestError):
+        schema.check(listed)
+
+
+@pytest.mark.parametrize(
+    ("text", "at", "reason"),
+    [
+        ("", "", "Expecting value"),
+        ("no", "", "Expecting value"),
+        ('{"name": "Ann"', "", "delimiter"),
+        ('{"name": "Ann"} x', "", "Extra data"),
+        ('{"name": "Ann", "name": "Bob"}', "", "'name' occurs twice"),
+        ("NaN", "", "NaN is not JSON"),
+        ("[" * 100_000, "", "recursion"),
+        ("3", "", "not of type"),
+        ("{}", "", "required"),
+        ('{"name": "ann"}', "/name", "does not match"),
+        ('{"name": "A", "mail": "x"}', "/mail", "email"),
+        ('{"name": "A", "a/b~c": [3, 1]}', "/a~1b~0c/1", "minimum"),
+        ('{"name": "A", "x": 1}', "", "Additional"),
+    ],
+)
+def test_a_violation_names_the_place_and_the_reason(text: str, at: str, reason: str) -> None:
+    with pytest.raises(SchemaViolationError) as caught:
+        schema.judge(text, schema.check(PERSON))
+    assert caught.value.pointer == at
+    assert reason in caught.value.reason
+    assert caught.value.partial_text == text
+    assert isinstance(caught.value, LLMBadResponseError)
+
+
+def test_a_valid_answer_is_its_value() -> None:
+    text = ' {"name": "Ann", "a/b~c": [3]}\n'
+    assert schema.judge(text, schema.check(PERSON)) == {"name": "Ann", "a/b~c": [3]}
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [("12", False), ("-1.5 ", False), ("1e5", False), ('"a1"', True), ("{}", True), ("true", True)],
+)
+def test_only_a_number_might_have_gone_on(text: str, whole: bool) -> None:
+    assert schema.ends_by_itself(text) is whole
+
+
+def test_llguidance_takes_the_callers_schema_with_compact_whitespace() -> None:
+    found = schema.enforcement(schema.check(PERSON), LLGUIDANCE)
+    assert found.kind == "llguidance"
+    head, _, document = str(found.fields["grammar"]).partition("start: %json ")
+    assert head == "%llguidance {}\n"
+    options = json.loads(document)["x-guidance"]
+    assert options == {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+    assert {**json.loads(document), "x-guidance": None} == {**PERSON, "x-guidance": None}
+    assert found.instruction is None
+
+
+@pytest.mark.parametrize("extra", [{"not": {"const": 3}}, {"contains": {}}, {"uniqueItems": True}])
+def test_what_llguidance_cannot_compile_is_decoded_leniently_and_said(
+    extra: dict[str, Any],
+) -> None:
+    """The engine would decode freely, and say nothing."""
+    found = schema.enforcement(schema.check({"type": "array", **extra}), LLGUIDANCE)
+    assert found.kind == "llguidance"
+    assert '"lenient": true' in str(found.fields["grammar"])
+    assert next(iter(extra)) in str(found.validated_only)
+
+
+def test_a_grammar_that_compiles_as_it_is_leaves_nothing_to_validation() -> None:
+    exact = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 3}}}
+    assert schema.enforcement(schema.check(exact), LLGUIDANCE).validated_only is None
+
+
+def test_without_llguidance_the_engines_own_converter_is_asked() -> None:
+    for known in (True, None):
+        capabilities = EngineCapabilities(json_schema=known)
+        found = schema.enforcement(schema.check(PERSON), capabilities)
+        assert found.kind == "json_schema"
+        assert found.fields["response_format"] == {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "schema": PERSON, "strict": True},
+        }
+        assert found.validated_only
+
+
+def test_where_nothing_is_enforced_the_model_is_told() -> None:
+    capabilities = EngineCapabilities(json_schema=False)
+    found = schema.enforcement(schema.check(PERSON), capabilities)
+    assert found.kind == "prompt"
+    assert not found.fields
+    assert json.dumps(PERSON) in str(found.instruction)
+
+    at = Endpoint(
+        base_url="", api_key=None, kind="openai", model="m", capabilities=capabilities,
+        context_tokens=None,
+    )  # fmt: skip
+    told = payload.from_request(
+        LLMRequest(messages=[LLMMessage(role="system", content="be brief")], response_schema=PERSON)
+    )
+    body, _ = payload.body(told, at, seed=1, stream=False)
+    assert str(body["messages"]).startswith(
+        "[{'role': 'system', 'content': 'be brief\\n\\nAnswer with one JSON value"
+    )
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"type": "json_object"},
+        {"type": "json_object", "schema": {"type": "object"}},
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}},
+    ],
+)
+def test_response_formats_of_openai_are_schemas(form: dict[str, object]) -> None:
+    """The engine itself ignores json_object."""
+    made = payload.from_request(
+        LLMRequest(messages=[LLMMessage(role="user", content="x")], response_format=form)
+    )
+    assert made.schema is not None
+    assert made.schema.document == {"type": "object"}
+    in_options = payload.from_request(
+        LLMRequest(
+            messages=[LLMMessage(role="user", content="x")],
+            provider_options={"response_format": form},
+        )
+    )
+    assert in_options.schema == made.schema
+
+
+def test_a_text_format_is_no_schema() -> None:
+    request = LLMRequest(
+        messages=[LLMMessage(role="user", content="x")], response_format={"type": "text"}
+    )
+    assert payload.from_request(request).schema is None
+
+
+ADD = ToolSpec(
+    name="add",
+    description="",
+    input_schema={
+        "type": "object",
+        "properties": {"x": {"type": "integer"}},
+        "required": ["x"],
+    },
+    output_schema={},
+)
+
+
+def call(name: str = "add", arguments: str = '{"x": 1}') -> ToolCall:
+    return ToolCall(name=name, arguments_json=arguments, call_id="c")
+
+
+def box(choice: object = None) -> tools.ToolBox:
+    made = tools.toolbox([ADD], choice)
+    assert made is not None
+    return made
+
+
+def test_calls_that_keep_to_their_tools_pass() -> None:
+    for choice in ("auto", "required", "add"):
+        tools.check_calls(box(choice), [call(), call()], text="")
+    tools.check_calls(box("auto"), [], text="no need")
+    tools.check_calls(box("none"), [], text="no need")
+
+
+@pytest.mark.parametrize("choice", ["required", "add"])
+def test_prose_where_a_call_is_required_is_a_bad_response(choice: str) -> None:
+    with pytest.raises(LLMBadResponseError, match="answered with text") as caught:
+        tools.check_calls(box(choice), [], text="The sum is 3.")
+    assert caught.value.partial_text == "The sum is 3."
+
+
+def test_a_call_to_a_tool_that_was_not_offered_is_a_bad_response() -> None:
+    with pytest.raises(LLMBadResponseError, match="'sub', which it may not"):
+        tools.check_calls(box(), [call("sub")], text="")
+    with pytest.raises(LLMBadResponseError, match="'add', which it may not"):
+        tools.check_calls(box("none"), [call()], text="")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "at"), [("{", ""), ("", ""), ("[]", ""), ("{}", ""), ('{"x": "1"}', "/x")]
+)
+def test_arguments_that_violate_the_tools_schema_are_a_bad_response(
+    arguments: str, at: str
+) -> None:
+    with pytest.raises(SchemaViolationError, match="the call to 'add'") as caught:
+        tools.check_calls(box(), [call(arguments=arguments)], text="")
+    assert caught.value.pointer == at
