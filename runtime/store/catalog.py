@@ -48,7 +48,7 @@ class CatalogEntry:
         kind: What it is for.
         sources: References of the same file, tried in this order.
         license: SPDX identifier, or the licence's own name.
-        parameters: Weights.
+        parameters: Weights, to three digits unless the file was counted.
         quantization: Of the file the sources name.
         context: Tokens it was trained for.
         size_bytes: Size on disk, the projector included; approximate unless ``sha256`` is given.

@@ -98,7 +98,7 @@ def locate(ref: HubRef, limits: Limits) -> HubModel:
             headers=headers,
         )
 
-    projector = quants.projector(siblings)
+    projector = quants.projector(siblings, candidate.quant)
     return HubModel(
         repo_id=info.id,
         commit=info.sha,

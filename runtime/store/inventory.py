@@ -132,11 +132,11 @@ def _grouped(
     files: Mapping[str, Path], *, source: str, repo_id: str | None, revisions: frozenset[str]
 ) -> Iterator[Found]:
     """The models among the files of one repository, by their paths in it."""
-    projector = quants.projector(files)
     for candidate in quants.candidates(files):
         if candidate.missing:
             continue
         paths = tuple(files[file] for file in candidate.files)
+        projector = quants.projector(files, candidate.quant)
         mmproj = files[projector] if projector else None
         yield Found(
             model=LocalModel(

@@ -122,10 +122,18 @@ def select(
     return tuple(c for c in found if _rank(c.quant) == _rank(found[0].quant))
 
 
-def projector(files: Iterable[str]) -> str | None:
-    """The vision projector to take among ``files``: 16 bits where there is a choice, or None."""
+def projector(files: Iterable[str], quant: str | None) -> str | None:
+    """The vision projector to take among ``files``, or None.
+
+    Where there is a choice, the one quantized as the model is, else one of 16 bits.
+    """
+
+    def rank(file: str) -> tuple[bool, int, str]:
+        own = quant_of(file) or ""
+        return own != quant, _PROJECTOR_RANK.get(own, 9), file
+
     found = [f for f in files if is_projector(f) and f.lower().endswith(".gguf")]
-    return min(found, key=lambda f: (_PROJECTOR_RANK.get(quant_of(f) or "", 9), f), default=None)
+    return min(found, key=rank, default=None)
 
 
 def _rank(quant: str | None) -> int:

@@ -15,6 +15,7 @@ from runtime.store.catalog import (
     read_catalog,
     read_entry,
 )
+from runtime.store.quants import quant_of
 from runtime.store.refs import HubRef, PypiRef, parse_ref
 
 if TYPE_CHECKING:
@@ -120,3 +121,29 @@ def test_names_that_look_alike() -> None:
     assert nearest_names("smolm2-135m", known)[0] == "smollm2-135m"
     assert nearest_names("QWEN", known) == ("qwen3-8b", "Qwen2.5-Coder")
     assert nearest_names("zzz", known) == ()
+
+
+def test_the_catalogue_serves_each_purpose() -> None:
+    entries = read_catalog().values()
+    kinds = [entry.kind for entry in entries]
+    assert len(kinds) >= 20
+    assert kinds.count("code") >= 2
+    assert kinds.count("embedding") >= 4
+    assert {"reranker", "vision"} <= set(kinds)
+    chat = [entry.parameters for entry in entries if entry.kind == "chat"]
+    assert min(chat) < 0.2e9
+    assert 20e9 <= max(chat) < 21e9
+
+
+@pytest.mark.parametrize("name", sorted(read_catalog()))
+def test_an_entrys_facts_agree_with_each_other(name: str) -> None:
+    """Bits per weight between what its quantization and its projector can account for."""
+    entry = read_catalog()[name]
+    bits = entry.size_bytes * 8 / entry.parameters
+    least, most = {"Q8_0": (8.4, 9.4), "MXFP4": (4.2, 5.0)}.get(entry.quantization, (4.4, 6.7))
+    assert least < bits < most
+    for ref in entry.source_refs:
+        if isinstance(ref, HubRef) and ref.file:
+            assert quant_of(ref.file) == entry.quantization
+    assert entry.tools == ("tools" in entry.tags)
+    assert 512 <= entry.context <= 2**20
