@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def _rebuild(kind: type[LLMError], args: tuple[object, ...], facts: dict[str, object]) -> LLMError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(facts)
+    return error
+
+
 class LLMError(Exception):
     """Base of every error this runtime raises on purpose.
 
@@ -26,6 +32,10 @@ class LLMError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors with keyword-only facts would not survive the way between processes otherwise.
+        return _rebuild, (type(self), self.args, self.__dict__)
 
     def __str__(self) -> str:
         return f"{self.message}\n  → {self.hint}" if self.hint else self.message

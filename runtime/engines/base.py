@@ -190,6 +190,10 @@ class Engine(Protocol):
         """
         ...
 
+    def served_name(self, spec: LaunchSpec) -> str:
+        """The name under which a request reaches the model."""
+        ...
+
     def read_line(self, line: str) -> LogFacts | None:
         """What a line of its output says, or None."""
         ...

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.engines.base import Device, EngineInfo
-from runtime.engines.commands import llama_cpp_python_command
+from runtime.engines.commands import llama_cpp_python_command, nonce_name
 from runtime.engines.inspection import ask
 from runtime.engines.output import read_log_line
 
@@ -64,6 +64,10 @@ class LlamaCppPythonEngine:
     def command(self, spec: LaunchSpec) -> EngineCommand:
         """How to start it."""
         return llama_cpp_python_command(spec, python=sys.executable)
+
+    def served_name(self, spec: LaunchSpec) -> str:
+        """The name under which a request reaches the model."""
+        return nonce_name(spec)
 
     def read_line(self, line: str) -> LogFacts | None:
         """What a line of its output says."""

@@ -100,6 +100,10 @@ class LlamaServerEngine:
             )
         return llama_server_command(spec, binary=binary, flags=self._build(binary).flags)
 
+    def served_name(self, spec: LaunchSpec) -> str:
+        """The name under which a request reaches the model."""
+        return spec.alias
+
     def read_line(self, line: str) -> LogFacts | None:
         """What a line of its output says."""
         return read_log_line(line)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # Our own host prints facts as one JSON object behind this word.
 HOST_MARK = "@llama-runtime "
 
-_LISTENING = re.compile(r"(?:listening on|Uvicorn running on) (https?://[^\s,)]+)")
+_LISTENING = re.compile(r"(?:listening on|Uvicorn running on) (https?://\S+?:\d+)/?(?=[\s,)]|$)")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 
 
@@ -23,7 +23,7 @@ def read_log_line(line: str) -> LogFacts | None:
     if line.startswith(HOST_MARK):
         return _host_facts(line.removeprefix(HOST_MARK))
     if match := _LISTENING.search(line):
-        return LogFacts(base_url=match[1].rstrip("/"))
+        return LogFacts(base_url=match[1])
     if match := _OFFLOADED.search(line):
         return LogFacts(layers_offloaded=int(match[1]), layers_total=int(match[2]))
     return None

@@ -74,6 +74,10 @@ class XllamacppEngine:
         """How to start it."""
         return xllamacpp_command(spec, python=sys.executable, host=_HOST)
 
+    def served_name(self, spec: LaunchSpec) -> str:
+        """The name under which a request reaches the model."""
+        return spec.alias
+
     def read_line(self, line: str) -> LogFacts | None:
         """What a line of its output says."""
         return read_log_line(line)

@@ -76,9 +76,14 @@ def build(x: Any, settings: dict[str, object]) -> Any:
     return params
 
 
+def say(line: str) -> None:
+    """One line in one write: the library's own log goes to the same pipe."""
+    os.write(1, f"{line}\n".encode())
+
+
 def fail(message: str) -> int:
     """Say why on the log and end with 1."""
-    print(f"error: {message}", file=sys.stderr)
+    say(f"error: {message}")
     return 1
 
 
@@ -88,7 +93,7 @@ def main() -> int:
         import xllamacpp  # noqa: PLC0415 - a missing library is a message, not a traceback
     except ImportError as exc:
         return fail(f"cannot import xllamacpp: {exc}")
-    print(MARK + json.dumps(describe(xllamacpp)), flush=True)
+    say(MARK + json.dumps(describe(xllamacpp)))
     if "--describe" in sys.argv[1:]:
         return 0
     # A terminal's Ctrl-C goes to the owner, which ends this process in order.
@@ -108,7 +113,7 @@ def main() -> int:
     except RuntimeError as exc:
         return fail(str(exc))
     # Some builds log this line themselves, others do not: the owner acts on the first it sees.
-    print(f"listening on {server.listening_address}", flush=True)
+    say(f"listening on {server.listening_address}")
     while sys.stdin.buffer.read(4096):
         pass
     os._exit(0)  # the owner is gone: no one is left to wait for an orderly end

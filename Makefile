@@ -1,0 +1,60 @@
+# Every target works as the first command after a clone: it installs what is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL ?= smollm2-135m
+PORT ?= 8080
+PYTEST_ARGS ?=
+
+.PHONY: help install serve chat test test-fast test-newer test-engines lint types check bench clean
+.DEFAULT_GOAL := help
+
+help: ## Show what there is to do
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "llama-runtime needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1)."; \
+		echo "Name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@echo "Installing into $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed ## Create .venv with this package (editable) and the development tools
+
+serve: install ## Serve MODEL (smollm2-135m) on PORT (8080)
+	@$(BIN)/llama-runtime serve $(MODEL) --port $(PORT)
+
+chat: install ## Talk to MODEL in the terminal
+	@$(BIN)/llama-runtime chat $(MODEL)
+
+test: install ## Run everything that a fresh machine can run
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: install ## Run the tests that need no engine
+	@$(BIN)/python -m pytest -m "not engine and not slow" $(PYTEST_ARGS)
+
+test-newer: ## Run the fast tests on the newest other Python, where there is one
+	@scripts/test_newer_python.sh
+
+test-engines: ## Build llama-cpp-python and run the engine tests on every engine
+	@scripts/test_engines.sh $(PYTEST_ARGS)
+
+lint: install ## Style, imports, layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+
+types: install ## Static types, strict
+	@$(BIN)/mypy
+
+check: lint types test test-newer ## What CI runs
+
+bench: install ## Measure the client against the bare engine
+	@$(BIN)/python scripts/bench.py
+
+clean: ## Remove what the targets above made
+	@rm -rf $(VENV) .venv-newer .venv-engines .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+		.import_linter_cache build dist
+	@find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,171 @@
+"""What the command line shows: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from runtime.errors import (
+    EngineStartError,
+    LLMAuthError,
+    LLMBadResponseError,
+    LLMCapabilityError,
+    LLMError,
+    LLMInvalidRequestError,
+    LLMProviderError,
+    LLMRateLimitError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from runtime.store import PullProgress
+
+EXIT_CODES: tuple[tuple[type[LLMError], int], ...] = (
+    (LLMInvalidRequestError, 2),
+    (LLMAuthError, 3),
+    (LLMRateLimitError, 4),
+    (LLMProviderError, 5),
+    (LLMBadResponseError, 6),
+    (LLMCapabilityError, 7),
+)
+EXIT_DEFECT = 70
+EXIT_INTERRUPTED = 130
+PLAIN_PROGRESS_EVERY_S = 5.0
+
+err = Console(stderr=True, highlight=False)
+out = Console(highlight=False)
+PIPED_WIDTH = 500
+
+
+def result(text: str) -> None:
+    """A line of the result."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def result_json(value: object) -> None:
+    """The result as JSON."""
+    result(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def piece(text: str) -> None:
+    """A piece of an answer, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """Something worth knowing that is not the result."""
+    err.print(f"[dim]{escape(text)}[/dim]")
+
+
+def say(label: str, text: str) -> None:
+    """A fact with its name."""
+    err.print(f"  [bold]{escape(label):<8}[/bold] {escape(text)}", soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table of results; plain columns, so that it can be piped."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        shown.add_column(column, overflow="fold", no_wrap=column != columns[-1])
+    for row in rows:
+        shown.add_row(*(escape(cell) for cell in row))
+    # A pipe has no width of its own: a program that reads it wants one row a line.
+    out.print(shown, width=None if out.is_terminal else PIPED_WIDTH)
+
+
+def size(count: int | None) -> str:
+    """Bytes for a person (``98.4 MB``)."""
+    if count is None:
+        return "?"
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def failure(error: LLMError) -> int:
+    """Show an error with its remedy; returns the exit code."""
+    err.print(f"[bold red]Error:[/bold red] {escape(error.message)}", soft_wrap=True)
+    if isinstance(error, EngineStartError) and error.log_tail:
+        err.print("[dim]The engine's last lines:[/dim]")
+        for line in error.log_tail[-8:]:
+            err.print(f"[dim]  {escape(line)}[/dim]", soft_wrap=True)
+    if isinstance(error, EngineStartError) and error.log_path:
+        err.print(f"[dim]Its whole output: {escape(str(error.log_path))}[/dim]", soft_wrap=True)
+    if error.hint:
+        err.print(f"[bold]→[/bold] {escape(error.hint)}", soft_wrap=True)
+    return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
+
+
+@contextmanager
+def pull_progress() -> Iterator[Callable[[PullProgress], None]]:
+    """A callback that shows a download: a bar on a terminal, a line now and then elsewhere."""
+    if not err.is_terminal:
+        yield _PlainProgress()
+        return
+    from rich.progress import (  # noqa: PLC0415 - only when something is downloaded
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+    )
+    task = bar.add_task("", total=None, visible=False)
+
+    def show(progress: PullProgress) -> None:
+        if progress.note:
+            bar.console.print(f"[dim]{escape(progress.note)}[/dim]")
+        bar.update(
+            task,
+            description=f"{progress.phase} {progress.file} ({progress.source})",
+            completed=progress.done_bytes,
+            total=progress.total_bytes,
+            visible=progress.phase != "done",
+        )
+
+    with bar:
+        yield show
+
+
+class _PlainProgress:
+    """Progress for a log: a line at each phase and every few seconds."""
+
+    def __init__(self) -> None:
+        self._phase = ""
+        self._shown_s = 0.0
+
+    def __call__(self, progress: PullProgress) -> None:
+        if progress.note:
+            note(progress.note)
+        now = time.monotonic()
+        if progress.phase == self._phase and now - self._shown_s < PLAIN_PROGRESS_EVERY_S:
+            return
+        if progress.phase == "done" and not self._phase:
+            return  # it was here already
+        self._phase, self._shown_s = progress.phase, now
+        total = f" of {size(progress.total_bytes)}" if progress.total_bytes else ""
+        note(f"{progress.phase} {progress.file} ({progress.source}): "
+             f"{size(progress.done_bytes)}{total}")  # fmt: skip

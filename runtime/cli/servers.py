@@ -1,0 +1,235 @@
+"""The commands about running servers: serve, ps, stop, logs."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import os
+import signal
+from collections import deque
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import psutil
+
+from runtime.cli import output
+from runtime.cli.options import chosen, server_options
+from runtime.errors import ConfigError, LLMInvalidRequestError, LLMProviderError
+from runtime.server import registry
+from runtime.server.manager import ServerManager
+from runtime.settings import DEFAULT_MODEL, ServerConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from runtime.server.registry import ServerRecord
+
+DEFAULT_PORT = 8080
+STOP_PATIENCE_S = 15.0
+
+
+@click.command()
+@click.argument("model", default=DEFAULT_MODEL)
+@click.option(
+    "--api-key-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File with the key to demand (or LLAMA_RUNTIME_API_KEY); without one no key is asked for.",
+)
+@server_options(port=DEFAULT_PORT)
+def serve(model: str, api_key_file: Path | None, **settings: Any) -> None:
+    """Serve MODEL on a fixed port until Ctrl-C.
+
+    \b
+      llama-runtime serve
+      llama-runtime serve smollm2-135m --port 9000 --ctx-size 8192
+    """  # noqa: D301 - the character itself keeps click from re-flowing the paragraph
+    given = chosen(settings)
+    given.setdefault("port", os.environ.get("LLAMA_RUNTIME_PORT", DEFAULT_PORT))
+    if api_key_file is not None:
+        given["api_key"] = _key_from(api_key_file)
+    elif not os.environ.get("LLAMA_RUNTIME_API_KEY"):
+        given["api_key"] = ""
+    config = ServerConfig(model=model, **given)
+    _refuse_open_door(config)
+    with _ended_by_signals(), output.pull_progress() as progress:
+        manager = ServerManager(config, progress=progress, role="serve")
+        output.note(f"Starting {model} ...")
+        manager.start()
+    with _ended_by_signals(), manager:
+        _announce(manager)
+        manager.wait_until_resting()
+    # It came to rest by itself: say why. Ctrl-C does not come this way.
+    manager.wait_ready(0)
+
+
+def _key_from(path: Path) -> str:
+    try:
+        key = path.read_text("utf-8").strip()
+    except OSError as exc:
+        raise ConfigError(
+            f"Cannot read the key file {path}: {exc.strerror or exc}.", hint="Check the path."
+        ) from exc
+    if not key:
+        raise ConfigError(f"The key file {path} is empty.", hint="Write the key into it.")
+    return key
+
+
+def _refuse_open_door(config: ServerConfig) -> None:
+    try:
+        local = config.host == "localhost" or ipaddress.ip_address(config.host).is_loopback
+    except ValueError:
+        local = False
+    if not local and not config.api_key:
+        raise ConfigError(
+            f"{config.host} can be reached from other machines, and no key is set.",
+            hint="Set LLAMA_RUNTIME_API_KEY or --api-key-file, or serve on 127.0.0.1.",
+        )
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command as Ctrl-C does: in order."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {
+        number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _announce(manager: ServerManager) -> None:
+    facts = manager.snapshot().to_dict()
+    model, engine, device = facts["model"], facts["engine"], facts["device"]
+    context, slots = facts["context"], facts["slots"]
+    assert isinstance(model, dict) and isinstance(engine, dict) and isinstance(device, dict)  # noqa: PT018, S101
+    assert isinstance(context, dict) and isinstance(slots, dict)  # noqa: PT018, S101
+    url = str(facts["base_url"]).replace("//0.0.0.0:", "//127.0.0.1:")
+    key = ' -H "Authorization: Bearer $LLAMA_RUNTIME_API_KEY"' if manager.api_key else ""
+    output.err.print(f"[bold green]Ready[/bold green] at [bold]{url}/v1[/bold]")
+    output.say(
+        "model",
+        f"{facts['api_model']} ({model['architecture']} {model['quantization']}, "
+        f"{output.size(model['size_bytes'])})",
+    )
+    output.say("engine", f"{engine['kind']} {engine['version']}")
+    output.say("device", f"{device['actual'] or 'unknown'}: {device['why']}")
+    output.say(
+        "context", f"{context['actual']} tokens for each of {slots['total']} requests at once"
+    )
+    for text in manager.snapshot().notes:
+        output.say("note", text)
+    output.say("log", str(facts["log_path"] or "no file"))
+    output.err.print("\nTry it:")
+    output.err.print(
+        f"  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' \\\n"
+        f'    -d \'{{"messages": [{{"role": "user", "content": "Hello!"}}], "max_tokens": 50}}\'',
+        markup=False,
+        soft_wrap=True,
+    )
+    output.note("\nCtrl-C ends it.")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def ps(*, as_json: bool) -> None:
+    """Show the managed servers that run on this machine."""
+    records = registry.running()
+    if as_json:
+        output.result_json([dataclasses.asdict(record) for record in records])
+    elif records:
+        output.table(
+            ("NAME", "MODEL", "STATE", "URL", "ENGINE", "PID", "OWNER", "STARTED"),
+            [
+                (
+                    record.name,
+                    record.model,
+                    record.state,
+                    record.base_url or "-",
+                    record.engine,
+                    str(record.engine_pid or "-"),
+                    f"{record.role} {record.owner_pid}",
+                    (record.started_at or "")[:19],
+                )
+                for record in records
+            ],
+        )
+    else:
+        output.note("No managed server runs. `llama-runtime serve` starts one.")
+
+
+def _pick(wanted: str | None, records: tuple[ServerRecord, ...]) -> ServerRecord:
+    """The one server that a name, a model or a process id means."""
+    matches = [
+        record
+        for record in records
+        if wanted is None
+        or wanted in {record.name, record.model, str(record.owner_pid), str(record.engine_pid)}
+    ]
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
+        raise LLMInvalidRequestError(
+            f"No managed server is called {wanted!r}." if wanted else "No managed server runs.",
+            hint="`llama-runtime ps` shows what runs.",
+        )
+    raise LLMInvalidRequestError(
+        "More than one server is meant: " + ", ".join(record.name for record in matches) + ".",
+        hint="Give one of these names.",
+    )
+
+
+@click.command()
+@click.argument("server", required=False)
+def stop(server: str | None) -> None:
+    """End a server that `serve` started: by its name, model or process id."""
+    record = _pick(server, registry.running())
+    if record.role != "serve":
+        raise LLMInvalidRequestError(
+            f"{record.name} belongs to a program (process {record.owner_pid}) and ends with it.",
+            hint=f"End that program: kill {record.owner_pid}",
+        )
+    try:
+        owner = psutil.Process(record.owner_pid)
+        if record.owner_lives:  # the very process, not one that took over its id
+            owner.terminate()
+            output.note(f"Ending {record.name} ({record.model}) ...")
+            owner.wait(STOP_PATIENCE_S)
+    except psutil.NoSuchProcess:
+        pass  # it ended meanwhile, which is what was wanted
+    except psutil.AccessDenied as exc:
+        raise LLMProviderError(
+            f"Process {record.owner_pid} belongs to another user.", hint="Ask that user."
+        ) from exc
+    except psutil.TimeoutExpired as exc:
+        raise LLMProviderError(
+            f"Process {record.owner_pid} did not end within {STOP_PATIENCE_S:.0f} s.",
+            hint=f"kill -9 {record.owner_pid} ends it and its engine.",
+        ) from exc
+    output.note("Ended.")
+
+
+@click.command()
+@click.argument("server", required=False)
+@click.option("-n", "--lines", type=click.IntRange(min=1), default=100, show_default=True)
+def logs(server: str | None, lines: int) -> None:
+    """Show the last lines that a server's engine printed."""
+    record = _pick(server, registry.running())
+    if record.log_path is None:
+        raise LLMInvalidRequestError(f"{record.name} writes no log file.", hint=None)
+    try:
+        with Path(record.log_path).open(encoding="utf-8", errors="replace") as file:
+            for line in deque(file, maxlen=lines):
+                output.result(line.rstrip("\n"))
+    except OSError as exc:
+        raise LLMProviderError(
+            f"Cannot read {record.log_path}: {exc.strerror or exc}.",
+            hint="It was removed; restart the server to have it written again.",
+        ) from exc

@@ -1,0 +1,184 @@
+"""Why an engine ended: from its exit and its last lines to a cause, a sentence and a remedy."""
+
+from __future__ import annotations
+
+import re
+import signal as signals
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """A cause.
+
+    Attributes:
+        code: Machine-readable, as in :attr:`runtime.errors.EngineStartError.diagnosis`.
+        sentence: What happened, for a person.
+        hint: What to do about it, or None.
+        repeats: Whether another start would end the same way.
+    """
+
+    code: str
+    sentence: str
+    hint: str | None
+    repeats: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Sign:
+    pattern: re.Pattern[str]
+    diagnosis: Diagnosis
+
+
+def _sign(pattern: str, code: str, sentence: str, hint: str | None) -> _Sign:
+    return _Sign(
+        re.compile(pattern, re.IGNORECASE),
+        Diagnosis(code=code, sentence=sentence, hint=hint, repeats=True),
+    )
+
+
+# In this order: the more telling first. Each text was printed by one of the engines.
+_SIGNS: Final = (
+    _sign(
+        r"error while loading shared libraries: (\S+?):|library not loaded|"
+        r"cannot import (?:xllamacpp|llama_cpp)|No module named '?(?:xllamacpp|llama_cpp)",
+        "missing_library",
+        "a library it needs is missing",
+        "Reinstall the engine, or install the library that the log names.",
+    ),
+    _sign(
+        r"invalid argument: |error: unknown argument|unrecognized arguments?:|unknown parameter:",
+        "unknown_flag",
+        "it does not know one of the arguments it was given",
+        "Remove it from extra_args, or use a newer build.",
+    ),
+    _sign(
+        r"invalid magic characters|bad magic|not a (?:valid )?gguf|failed to read magic",
+        "not_gguf",
+        "the model file is no GGUF file",
+        "Download the model again; `llama-runtime models verify` checks it.",
+    ),
+    _sign(
+        r"unknown model architecture|unsupported model architecture",
+        "unsupported_architecture",
+        "this build of the engine does not know the model's architecture",
+        "Use a newer build of the engine, or another model.",
+    ),
+    _sign(
+        r"tensor .* (?:data )?is not within (?:the )?file bounds|file is (?:truncated|corrupted)|"
+        r"unexpected(?:ly)? (?:reached )?end of file|failed to read tensor",
+        "truncated_gguf",
+        "the model file is cut off or damaged",
+        "Download the model again; `llama-runtime models verify` checks it.",
+    ),
+    _sign(
+        r"couldn't bind|address already in use|bind: .*in use|failed to bind",
+        "port_taken",
+        "its port is taken",
+        "Choose another port, or port=0 for any free one.",
+    ),
+    _sign(
+        r"bad_alloc|cannot allocate memory|failed to allocate|out of memory|"
+        r"cudaMalloc failed|unable to allocate|ErrorOutOfDeviceMemory|Unable to mmap|mmap failed",
+        "out_of_memory",
+        "there is not enough memory for model and context",
+        "Lower ctx_size or parallel, quantize the cache (cache_type_k='q8_0'), or use a smaller "
+        "model.",
+    ),
+    _sign(
+        r"failed to parse .*chat template|chat template .*(?:error|fail|not supported)",
+        "bad_template",
+        "the model's chat template does not work",
+        "Give a working one with chat_template=…, or use another file of this model.",
+    ),
+)
+
+
+def diagnose(
+    *, code: int | None, signal: int | None, log_tail: Sequence[str], was_ready: bool
+) -> Diagnosis:
+    """Name the cause of an engine's end.
+
+    Args:
+        code: The exit code, or None.
+        signal: The number of the signal that ended it, or None.
+        log_tail: Its last lines, oldest first.
+        was_ready: Whether it had served before; causes of failed starts are then not looked for.
+    """
+    by_signal = _signal_diagnosis(signal)
+    if by_signal is not None and by_signal.repeats:
+        return by_signal
+    if not was_ready:
+        text = "\n".join(log_tail)
+        for sign in _SIGNS:
+            if sign.pattern.search(text):
+                return sign.diagnosis
+    if by_signal is not None:
+        return by_signal
+    if code == 127:
+        return Diagnosis(
+            code="missing_library",
+            sentence="its program or a library it needs is missing",
+            hint="Reinstall the engine.",
+            repeats=True,
+        )
+    return Diagnosis(
+        code="unknown",
+        sentence="it ended by itself" if code == 0 else "it gave no reason that is known here",
+        hint="The log has its last words.",
+        repeats=not was_ready,
+    )
+
+
+def _signal_diagnosis(number: int | None) -> Diagnosis | None:
+    match number:
+        case None:
+            return None
+        case signals.SIGILL:
+            return Diagnosis(
+                code="illegal_instruction",
+                sentence="it was built for processor instructions that this machine does not have",
+                hint="Use an engine built for this processor: a llama-server compiled here, or "
+                "`pip install --no-binary xllamacpp xllamacpp`.",
+                repeats=True,
+            )
+        case signals.SIGKILL:
+            return Diagnosis(
+                code="killed",
+                sentence="something killed it; when memory runs out, the system does that",
+                hint="If memory was short, lower ctx_size or parallel, or use a smaller model.",
+                repeats=False,
+            )
+        case signals.SIGBUS:
+            return Diagnosis(
+                code="file_changed",
+                sentence="the model file was cut short while it was in use",
+                hint="Download the model again; `llama-runtime models verify` checks it.",
+                repeats=False,
+            )
+        case _:
+            return Diagnosis(
+                code="crashed", sentence="it crashed", hint="The log has its last words.",
+                repeats=False,
+            )  # fmt: skip
+
+
+def ending(*, code: int | None, signal: int | None) -> str:
+    """How it ended, in words."""
+    if signal is not None:
+        return f"ended by {signal_name(signal)}"
+    if code is None:
+        return "ended"
+    return f"exited with code {code}"
+
+
+def signal_name(number: int) -> str:
+    """A signal's name (``SIGKILL``), or its number where it has none."""
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

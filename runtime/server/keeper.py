@@ -1,0 +1,305 @@
+"""The keeper: a small process between the owner and its engine, so that no engine is ever orphaned.
+
+It runs as a script with the standard library only. It is single-threaded, because PR_SET_PDEATHSIG
+fires when the *thread* that forked ends. It holds the owner by a pidfd that the owner opened for
+itself, so no process id can be mistaken for another; it does not rely on the end of a pipe, which
+a forked child of the owner would hold open. Where there is no pidfd it compares its parent with the
+one it started under, five times a second.
+
+File descriptors, all given by the owner:
+    0  control: one JSON line (the task), then the words ``term`` and ``kill``, a line each
+    1  events: JSON lines: ``spawned``, ``exec_failed``, ``exited``
+    2  a copy of the engine's output; never waited for: what does not fit is dropped here, while the
+       log file has all of it
+
+When the owner is gone, everything below the keeper is killed and the keeper ends.
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import select
+import signal
+import sys
+import time
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+CONTROL, EVENTS, OUTPUT = 0, 1, 2
+CHUNK = 1 << 16
+PARENT_CHECK_MS = 200
+DRAIN_S = 0.2
+# Signals that are none of the keeper's business: it ends with the engine or with the owner.
+KEPT_OUT = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE, signal.SIGCHLD)
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+class Log:
+    """A log file that is rotated by size and never stops the engine, whatever the disk does."""
+
+    def __init__(self, path: str | None, max_bytes: int) -> None:
+        self.path = path
+        self.max_bytes = max_bytes
+        self.size = 0
+        self.fd = -1
+        self._open()
+
+    def _open(self) -> None:
+        if self.path is None:
+            return
+        try:
+            self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            self.size = os.fstat(self.fd).st_size
+        except OSError:
+            self.fd = -1
+
+    def write(self, data: bytes) -> None:
+        """Append, rotating a full file; a failing disk loses lines, not the engine."""
+        if self.path is None:
+            return
+        if self.size >= self.max_bytes:
+            if self.fd >= 0:
+                os.close(self.fd)
+            with contextlib.suppress(OSError):
+                os.replace(self.path, self.path + ".1")  # noqa: PTH105 - pathlib is slow to import
+            self._open()
+        if self.fd >= 0:
+            with contextlib.suppress(OSError):
+                os.write(self.fd, data)
+        self.size += len(data)
+
+
+def emit(**event: object) -> None:
+    """Tell the owner; one that is gone or does not read is not waited for."""
+    with contextlib.suppress(OSError):
+        os.write(EVENTS, json.dumps(event).encode() + b"\n")
+
+
+def spawn(task: dict, output: int) -> tuple[int, int]:  # type: ignore[type-arg]
+    """Fork the engine in a session of its own; returns its pid and the pipe to its input.
+
+    Raises:
+        OSError: It cannot be executed.
+    """
+    keeper = os.getpid()
+    stdin_read, stdin_write = os.pipe()
+    failed_read, failed_write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            if _libc is not None:
+                _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+                if os.getppid() != keeper:  # the keeper died before the line above
+                    os._exit(1)
+            for number in KEPT_OUT:  # an ignored signal would stay ignored in the engine
+                signal.signal(number, signal.SIG_DFL)
+            os.dup2(stdin_read, 0)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            if task.get("cwd"):
+                os.chdir(task["cwd"])
+            os.execvpe(task["argv"][0], task["argv"], task["env"])  # noqa: S606
+        except OSError as exc:
+            os.write(failed_write, str(exc.errno).encode())
+        finally:
+            os._exit(127)
+    os.close(stdin_read)
+    os.close(failed_write)
+    code = os.read(failed_read, 32)
+    os.close(failed_read)
+    if code:
+        os.close(stdin_write)
+        os.waitpid(pid, 0)
+        raise OSError(int(code), os.strerror(int(code)))
+    os.set_blocking(stdin_write, False)
+    return pid, stdin_write
+
+
+def children() -> list[int]:
+    """Processes whose parent is the keeper: the engine, and what a dead engine left to it."""
+    me = os.getpid()
+    try:
+        with open(f"/proc/{me}/task/{me}/children", encoding="ascii") as file:  # noqa: PTH123
+            return [int(pid) for pid in file.read().split()]
+    except (OSError, ValueError):
+        return []
+
+
+def kill_all(engine: int) -> None:
+    """Kill the engine's group and whatever else has come to be below the keeper."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(engine, signal.SIGKILL)
+    # A subreaper inherits the children of each process it reaps: until there are none.
+    deadline = time.monotonic() + 2.0
+    while time.monotonic() < deadline:
+        for pid in children():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+class Keeper:
+    """The loop: output to the log and the owner, orders to the engine, death to the engine."""
+
+    def __init__(self, task: dict, rest: bytes) -> None:  # type: ignore[type-arg]
+        self.task = task
+        self.orders = rest
+        self.log = Log(task.get("log_path"), task.get("log_max_bytes", 10 << 20))
+        self.owner_fd: int = task.get("owner_fd", -1)
+        self.owner_pid: int = task["owner_pid"]
+        self.dropped = 0
+        self.feed = task.get("stdin", "").encode()
+        self.engine = 0
+        self.engine_in = -1
+        self.ending: dict[str, int] = {}
+
+    def run(self) -> None:
+        """Start the engine and stay until it has ended or the owner is gone."""
+        wake_read, wake_write = os.pipe()
+        os.set_blocking(wake_read, False)
+        os.set_blocking(wake_write, False)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        self.output, output_write = os.pipe()
+        try:
+            self.engine, self.engine_in = spawn(self.task, output_write)
+        except OSError as exc:
+            emit(event="exec_failed", errno=exc.errno, path=self.task["argv"][0])
+            return None
+        os.close(output_write)
+        os.set_blocking(self.output, False)
+        emit(event="spawned", pid=self.engine)
+
+        poll = select.poll()
+        poll.register(CONTROL, select.POLLIN)
+        poll.register(self.output, select.POLLIN)
+        poll.register(wake_read, select.POLLIN)
+        if self.feed:
+            poll.register(self.engine_in, select.POLLOUT)
+        if self.owner_fd >= 0:
+            poll.register(self.owner_fd, select.POLLIN)
+        self.obey(b"")
+        patience = None if self.owner_fd >= 0 else PARENT_CHECK_MS
+        while not self.ending:
+            for fd, _ in poll.poll(patience):
+                if fd == self.output:
+                    if not self.copy():
+                        poll.unregister(self.output)
+                elif fd == self.engine_in:
+                    if self.write_input():
+                        poll.unregister(self.engine_in)
+                elif fd == wake_read:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(wake_read, CHUNK)
+                elif fd == self.owner_fd or not self.control():
+                    return self.owner_gone()
+            if self.owner_fd < 0 and os.getppid() != self.owner_pid:
+                return self.owner_gone()
+            self.reap()
+        return self.finish()
+
+    def owner_gone(self) -> None:
+        """End everything at once: no one is left to want an orderly stop."""
+        kill_all(self.engine)
+
+    def finish(self) -> None:
+        """The engine ended: end its leftovers, read its last words, report."""
+        kill_all(self.engine)
+        until = time.monotonic() + DRAIN_S
+        while time.monotonic() < until and self.copy():
+            select.select([self.output], [], [], 0.02)
+        emit(event="exited", dropped=self.dropped, **self.ending)
+
+    def copy(self) -> bool:
+        """One piece of output to the log and to the owner; False at its end."""
+        try:
+            data = os.read(self.output, CHUNK)
+        except BlockingIOError:
+            return True
+        if not data:
+            return False
+        self.log.write(data)
+        try:
+            self.dropped += len(data) - os.write(OUTPUT, data)
+        except OSError:
+            self.dropped += len(data)
+        return True
+
+    def write_input(self) -> bool:
+        """One piece of the engine's configuration; True when all of it is written."""
+        try:
+            self.feed = self.feed[os.write(self.engine_in, self.feed) :]
+        except BlockingIOError:
+            return False
+        except OSError:  # the engine closed its input or ended: reap() will see
+            self.feed = b""
+        return not self.feed
+
+    def control(self) -> bool:
+        """Read orders; False when every holder of the other end is gone."""
+        data = os.read(CONTROL, CHUNK)
+        if not data:
+            return False
+        self.obey(data)
+        return True
+
+    def obey(self, data: bytes) -> None:
+        """Carry out the orders that are complete."""
+        *orders, self.orders = (self.orders + data).split(b"\n")
+        for order in orders:
+            number = {b"term": signal.SIGTERM, b"kill": signal.SIGKILL}.get(order)
+            if number is not None and not self.ending:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self.engine, number)
+
+    def reap(self) -> None:
+        """Collect what has ended; the engine's own end ends the loop.
+
+        The engine is looked at but not reaped, so that its process group cannot become another's
+        before the group has been killed.
+        """
+        if not hasattr(os, "waitid"):  # macOS before Python 3.13
+            pid, status = os.waitpid(self.engine, os.WNOHANG)
+            if pid and os.WIFSIGNALED(status):
+                self.ending = {"signal": os.WTERMSIG(status)}
+            elif pid:
+                self.ending = {"code": os.WEXITSTATUS(status)}
+            return
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            if ended.si_pid == self.engine:
+                kind = "code" if ended.si_code == os.CLD_EXITED else "signal"
+                self.ending = {kind: ended.si_status}
+                return
+            os.waitpid(ended.si_pid, 0)
+
+
+def main() -> int:
+    """Read the task and keep the engine."""
+    for number in KEPT_OUT:
+        signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the spawning thread may have blocked some
+    os.set_blocking(OUTPUT, False)
+    with contextlib.suppress(OSError, AttributeError):
+        fcntl.fcntl(OUTPUT, fcntl.F_SETPIPE_SZ, 1 << 20)
+    if _libc is not None:
+        _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    data = b""
+    while b"\n" not in data:
+        piece = os.read(CONTROL, CHUNK)
+        if not piece:
+            return errno.EPIPE
+        data += piece
+    line, _, rest = data.partition(b"\n")
+    Keeper(json.loads(line), rest).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""From a configuration and a model on disk to a launch in which everything is decided."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.engines.base import LaunchSpec
+from runtime.engines.detect import choose, gpu_asked_for, place
+from runtime.errors import ConfigError, EngineStartError, StorageError
+from runtime.hardware import cpu_budget, gpu_hint
+from runtime.server.logs import forget_old_logs
+from runtime.settings import DEFAULT_CTX_SIZE, directories, private_folder
+from runtime.store.gguf import read_facts
+
+if TYPE_CHECKING:
+    from runtime.engines.base import EngineCommand
+    from runtime.engines.detect import Choice, Placement
+    from runtime.settings import ServerConfig
+    from runtime.store.gguf import ModelFacts
+    from runtime.store.local import LocalModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchPlan:
+    """A launch, decided.
+
+    Attributes:
+        model: The model on disk.
+        facts: What its file says.
+        choice: The engine and why.
+        placement: GPU or CPU and why.
+        spec: Everything the engine needs to know.
+        command: How it is started.
+        context_why: Why the context has this size.
+        threads_why: Why there are so many threads.
+        notes: What is not as one might expect.
+        log_path: Where the engine's output goes; None when no file can be written.
+    """
+
+    model: LocalModel
+    facts: ModelFacts
+    choice: Choice
+    placement: Placement
+    spec: LaunchSpec
+    command: EngineCommand
+    context_why: str
+    threads_why: str
+    notes: tuple[str, ...]
+    log_path: Path | None
+
+    @property
+    def served_name(self) -> str:
+        """The model name to send in requests."""
+        return self.choice.engine.served_name(self.spec)
+
+
+def new_key() -> str:
+    """A random key of 256 bits."""
+    return secrets.token_urlsafe(32)
+
+
+def plan_launch(
+    config: ServerConfig, model: LocalModel, *, api_key: str | None, draft: Path | None = None
+) -> LaunchPlan:
+    """Decide everything about a launch.
+
+    Raises:
+        ConfigError: Settings contradict each other or name a missing file.
+        ModelFormatError: The model file is not what it should be.
+        ModelTooLargeError: Model and context do not fit the memory.
+        EngineNotInstalledError: There is no engine to start.
+        LLMCapabilityError: A GPU is demanded and none can be used.
+    """
+    gpu_asked_for(config)  # refuses what contradicts itself before anything is looked at
+    facts = read_facts(model.path)
+    gpu_present = config.device != "cpu" and gpu_hint()
+    choice = choose(config, gpu_present=gpu_present)
+    placement = place(config, choice.info, gpu_present=gpu_present)
+    slot_ctx, context_why = _context(config, facts)
+    threads, threads_why = _threads(config)
+    single_slot = choice.engine.kind == "llama-cpp-python"
+    spec = LaunchSpec(
+        model_path=model.path,
+        alias=config.alias or model.name,
+        nonce=f"~{secrets.token_hex(6)}",
+        api_key=api_key,
+        host=config.host,
+        port=config.port,
+        slot_ctx=slot_ctx,
+        parallel=1 if single_slot else config.parallel,
+        threads=threads,
+        gpu_layers=placement.gpu_layers,
+        embeddings=config.embeddings,
+        pooling=_pooling(config, facts),
+        cache_type_k=config.cache_type_k,
+        cache_type_v=config.cache_type_v,
+        flash_attn=config.flash_attn,
+        lora=tuple(_file(path, "lora") for path in config.lora),
+        mmproj=_file(config.mmproj, "mmproj") if config.mmproj else model.mmproj,
+        draft_model=draft,
+        chat_template=config.chat_template,
+        physical_batch=slot_ctx if facts.is_embedding_model else None,
+        extra_args=config.extra_args,
+        env=dict(config.env),
+    )
+    _refuse_too_large(config, facts, spec)
+    command = choice.engine.command(spec)
+    log_path, log_notes = _log_file(config, spec)
+    return LaunchPlan(
+        model=model,
+        facts=facts,
+        choice=choice,
+        placement=placement,
+        spec=spec,
+        command=command,
+        context_why=context_why,
+        threads_why=threads_why,
+        notes=(*model.notes, *command.notes, *log_notes),
+        log_path=log_path,
+    )
+
+
+def _log_file(config: ServerConfig, spec: LaunchSpec) -> tuple[Path | None, tuple[str, ...]]:
+    try:
+        folder = private_folder(config.log_dir or directories().logs)
+    except StorageError as exc:
+        return None, (f"no log file: {exc.message}",)
+    forget_old_logs(folder)
+    stem = re.sub(r"[^\w.-]+", "-", spec.alias)
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    return folder / f"{stem}-{stamp}-{spec.nonce.removeprefix('~')}.log", ()
+
+
+def _context(config: ServerConfig, facts: ModelFacts) -> tuple[int, str]:
+    trained = facts.context_train
+    if config.ctx_size is None:
+        if trained and trained < DEFAULT_CTX_SIZE:
+            return trained, "the model's training context, which is below the default"
+        return DEFAULT_CTX_SIZE, "the default"
+    if trained and config.ctx_size > trained:
+        # The engine would cut it in silence.
+        return trained, (
+            f"ctx_size={config.ctx_size} is more than the {trained} tokens this model was "
+            "trained for"
+        )
+    return config.ctx_size, "ctx_size was set"
+
+
+def _threads(config: ServerConfig) -> tuple[int, str]:
+    if config.threads is not None:
+        return config.threads, "threads was set"
+    budget = cpu_budget()
+    return budget.threads, budget.why
+
+
+def _pooling(config: ServerConfig, facts: ModelFacts) -> str | None:
+    if not config.embeddings:
+        return None
+    if config.pooling is not None:
+        return config.pooling
+    # A model that says how it pools is taken at its word; a chat model has no way of its own.
+    return None if facts.pooling not in {None, "none"} else "mean"
+
+
+def _file(path: str, setting: str) -> Path:
+    found = Path(path).expanduser().absolute()
+    if not found.is_file():
+        raise ConfigError(
+            f"{setting} names {found}, and there is no such file.", hint="Check the path."
+        )
+    return found
+
+
+def _refuse_too_large(config: ServerConfig, facts: ModelFacts, spec: LaunchSpec) -> None:
+    # Loaded late: the plan is arithmetic over many facts that nothing else here needs.
+    from runtime.hardware import memory  # noqa: PLC0415
+    from runtime.store.fit import check_fits, plan_memory  # noqa: PLC0415
+
+    if config.device == "cpu" or spec.gpu_layers == 0:
+        plan = plan_memory(
+            facts,
+            slot_ctx=spec.slot_ctx,
+            parallel=spec.parallel,
+            cache_type_k=config.cache_type_k,
+            cache_type_v=config.cache_type_v,
+        )
+        check_fits(plan, memory())
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Find out before the launch whether a fixed port is free.
+
+    Raises:
+        EngineStartError: It is taken, by whom if that can be seen, or the address is not ours.
+    """
+    if port == 0:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OSError as exc:
+            holder = _holder(port)
+            raise EngineStartError(
+                f"Port {port} on {host} cannot be used: {exc.strerror or exc}"
+                + (f" (held by {holder})." if holder else "."),
+                diagnosis="port_taken",
+                hint="Choose another port, or port 0 for any free one.",
+            ) from exc
+
+
+def _holder(port: int) -> str | None:
+    """The process that listens on a port, where the system lets us see it."""
+    import psutil  # noqa: PLC0415 - only needed to word an error
+
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if (
+                connection.laddr
+                and connection.laddr.port == port
+                and connection.status == psutil.CONN_LISTEN
+                and connection.pid
+            ):
+                name = psutil.Process(connection.pid).name()
+                mine = " (this process)" if connection.pid == os.getpid() else ""
+                return f"{name}, process {connection.pid}{mine}"
+    except (psutil.Error, OSError):
+        return None
+    return None

@@ -1,0 +1,242 @@
+"""Asking an engine about itself over HTTP, each question bounded in time."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+from runtime.engines.base import EngineCapabilities
+from runtime.memo import Memo, file_identity
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from runtime.engines.base import EngineKind
+
+PROBE_TIMEOUT_S = 1.0
+TRIAL_TIMEOUT_S = 5.0
+_MEMO = "engine-build"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """An HTTP answer.
+
+    Attributes:
+        status: The HTTP status; 0 when there was no answer.
+        body: The body as JSON, or as text where it is none.
+        problem: Why there was no answer.
+    """
+
+    status: int
+    body: object = None
+    problem: str | None = None
+
+    def field(self, *path: str | int) -> object:
+        """The value at ``path`` in the body, or None."""
+        value = self.body
+        for key in path:
+            if isinstance(value, dict) and isinstance(key, str):
+                value = value.get(key)
+            elif isinstance(value, list) and isinstance(key, int) and key < len(value):
+                value = value[key]
+            else:
+                return None
+        return value
+
+
+def ask(
+    base_url: str,
+    path: str,
+    *,
+    api_key: str | None,
+    body: Mapping[str, object] | None = None,
+    timeout_s: float = PROBE_TIMEOUT_S,
+) -> Reply:
+    """One question, one answer; a failure is a fact, not an exception."""
+    parts = urlsplit(base_url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
+    headers = {"Connection": "close"}
+    if api_key:
+        headers["Authorization"] = f"Bearer {api_key}"
+    data = None
+    if body is not None:
+        data = json.dumps(body)
+        headers["Content-Type"] = "application/json"
+    try:
+        connection.request("POST" if data else "GET", path, body=data, headers=headers)
+        response = connection.getresponse()
+        text = response.read().decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException) as exc:
+        return Reply(status=0, problem=str(exc) or type(exc).__name__)
+    finally:
+        connection.close()
+    try:
+        return Reply(status=response.status, body=json.loads(text))
+    except json.JSONDecodeError:
+        return Reply(status=response.status, body=text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmation:
+    """Whether the process that we started is the one that answers, and ready.
+
+    Attributes:
+        verdict: ``"ready"``; ``"loading"`` or ``"silent"``: ask again; ``"stranger"``: something
+            else answers on that port.
+        detail: What was seen.
+    """
+
+    verdict: Literal["ready", "loading", "silent", "stranger"]
+    detail: str = ""
+
+
+def confirm(base_url: str, *, health_path: str, nonce: str, api_key: str | None) -> Confirmation:
+    """Ask for health, then for the name that only our instance has."""
+    health = ask(base_url, health_path, api_key=api_key)
+    if health.status == 0:
+        return Confirmation(verdict="silent", detail=health.problem or "")
+    if health.status == 503:
+        return Confirmation(verdict="loading", detail="HTTP 503")
+    models = health if health_path == "/v1/models" else ask(base_url, "/v1/models", api_key=api_key)
+    if models.status == 0:
+        return Confirmation(verdict="silent", detail=models.problem or "")
+    if health.status != 200 or nonce not in json.dumps(models.body, ensure_ascii=False):
+        return Confirmation(
+            verdict="stranger",
+            detail=f"HTTP {health.status} on {health_path}, HTTP {models.status} on /v1/models",
+        )
+    return Confirmation(verdict="ready")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Properties:
+    """What a ready engine says about itself.
+
+    Attributes:
+        slots: How many, or None when it does not say.
+        slot_ctx: Tokens one request may hold, or None when it does not say.
+        chat_template: The template in use, or None.
+        capabilities: What it can do.
+    """
+
+    slots: int | None
+    slot_ctx: int | None
+    chat_template: str | None
+    capabilities: EngineCapabilities
+
+
+def properties(
+    base_url: str,
+    *,
+    api_key: str | None,
+    model: str,
+    kind: EngineKind,
+    engine_file: Path | None,
+    embeddings: bool,
+) -> Properties:
+    """Look at the cheap facts, and try out what only trying tells, once for each engine build."""
+    props = ask(base_url, "/props", api_key=api_key)
+    slots = ask(base_url, "/slots", api_key=api_key)
+    metrics = ask(base_url, "/metrics", api_key=api_key)
+    count = ask(
+        base_url,
+        "/v1/chat/completions/input_tokens",
+        api_key=api_key,
+        body={"model": model, "messages": [{"role": "user", "content": "a"}]},
+    )
+    tried = _tried(base_url, api_key=api_key, model=model, kind=kind, engine_file=engine_file)
+    caps = props.field("chat_template_caps")
+    template = props.field("chat_template")
+    total = props.field("total_slots")
+    context = props.field("default_generation_settings", "n_ctx")
+    return Properties(
+        slots=total if isinstance(total, int) else None,
+        slot_ctx=context if isinstance(context, int) else None,
+        chat_template=template if isinstance(template, str) else None,
+        capabilities=EngineCapabilities(
+            embeddings=embeddings and tried.get("embeddings") is not False,
+            json_schema=tried.get("json_schema"),
+            grammar=tried.get("grammar"),
+            llguidance=tried.get("llguidance"),
+            tools=bool(caps.get("supports_tools")) if isinstance(caps, dict) else False,
+            vision=props.field("modalities", "vision") is True,
+            token_counting=isinstance(count.field("input_tokens"), int),
+            slots=slots.status == 200,
+            metrics=metrics.status == 200,
+        ),
+    )
+
+
+def _tried(
+    base_url: str,
+    *,
+    api_key: str | None,
+    model: str,
+    kind: EngineKind,
+    engine_file: Path | None,
+) -> dict[str, bool]:
+    """What decoding under a constraint really does: a property of the build, so tried once."""
+    if known := remembered_trials(engine_file):
+        return known
+    found = {
+        name: _obeys(base_url, api_key=api_key, request={"model": model, **request})
+        for name, request in _trials(kind).items()
+    }
+    certain = {name: value for name, value in found.items() if value is not None}
+    identity = _identity(engine_file)
+    if identity and len(certain) == len(found):
+        Memo(_MEMO).put(identity, certain)
+    return certain
+
+
+def remembered_trials(engine_file: Path | None) -> dict[str, bool]:
+    """What an engine build was found to obey; empty when it has not been tried yet."""
+    identity = _identity(engine_file)
+    known = Memo(_MEMO).get(identity) if identity else None
+    return {name: value for name, value in (known or {}).items() if isinstance(value, bool)}
+
+
+def _identity(engine_file: Path | None) -> str | None:
+    try:
+        return file_identity(engine_file) if engine_file else None
+    except OSError:
+        return None
+
+
+def _trials(kind: EngineKind) -> dict[str, dict[str, object]]:
+    """Requests that make an engine that obeys them begin its answer with the letter Q."""
+    schema = {"const": "Q"}
+    if kind == "llama-cpp-python":
+        # Never llguidance: a grammar that it cannot parse may end its process.
+        return {
+            "grammar": {"prompt": "a", "grammar": 'root ::= "Q"'},
+            "json_schema": {
+                "messages": [{"role": "user", "content": "a"}],
+                "response_format": {"type": "json_object", "schema": schema},
+            },
+        }
+    return {
+        "grammar": {"prompt": "a", "grammar": 'root ::= "Q"'},
+        "llguidance": {"prompt": "a", "grammar": '%llguidance {}\nstart: "Q"'},
+        "json_schema": {"prompt": "a", "json_schema": schema},
+    }
+
+
+def _obeys(base_url: str, *, api_key: str | None, request: Mapping[str, object]) -> bool | None:
+    """Whether the engine follows a constraint; None when it did not answer."""
+    reply = ask(
+        base_url,
+        "/v1/chat/completions" if "messages" in request else "/v1/completions",
+        api_key=api_key,
+        body={"max_tokens": 3, "temperature": 0, "seed": 1, **request},
+        timeout_s=TRIAL_TIMEOUT_S,
+    )
+    if reply.status == 0:
+        return None
+    text = reply.field("choices", 0, "message", "content") or reply.field("choices", 0, "text")
+    return isinstance(text, str) and text.strip(' "\n').startswith("Q")

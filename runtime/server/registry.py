@@ -1,0 +1,117 @@
+"""Which managed servers run on this machine: one small file each, checked before it is believed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from runtime.errors import StorageError
+from runtime.settings import directories, private_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Two clocks' rounding: a process that took over the id was created later than this.
+_SAME_INSTANT_S = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerRecord:
+    """A managed server as its owner wrote it down. Holds no secret.
+
+    Attributes:
+        name: Unique among servers.
+        role: ``"serve"`` for the command of that name, ``"client"`` for one inside a program.
+        owner_pid: The owner's process id.
+        owner_created: When that process was created, seconds since the epoch.
+        engine_pid: The engine's process id, or None between two processes.
+        model: The model's API name.
+        engine: The engine kind.
+        base_url: Where it answers, or None while it does not.
+        state: Its state.
+        started_at: When the engine process was started.
+        log_path: The file with its output.
+    """
+
+    name: str
+    role: str
+    owner_pid: int
+    owner_created: float
+    engine_pid: int | None
+    model: str
+    engine: str
+    base_url: str | None
+    state: str
+    started_at: str | None
+    log_path: str | None
+
+    @property
+    def owner_lives(self) -> bool:
+        """Whether the very process that wrote this still runs."""
+        return _is_process(self.owner_pid, self.owner_created)
+
+
+def _is_process(pid: int, created: float) -> bool:
+    try:
+        return abs(psutil.Process(pid).create_time() - created) <= _SAME_INSTANT_S
+    except psutil.Error:
+        return False
+
+
+def own_creation_time() -> float:
+    """When this process was created, seconds since the epoch."""
+    return float(psutil.Process().create_time())
+
+
+def write(record: ServerRecord) -> None:
+    """Write a record down.
+
+    Raises:
+        StorageError: The state folder cannot be written.
+    """
+    folder = private_folder(directories().servers)
+    try:
+        handle, partial = tempfile.mkstemp(dir=folder, suffix=".tmp")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(asdict(record), file)
+        Path(partial).replace(folder / f"{record.name}.json")
+    except OSError as exc:
+        raise StorageError(
+            f"Cannot write to {folder}: {exc.strerror or exc}.", path=folder, hint=None
+        ) from exc
+
+
+def erase(name: str) -> None:
+    """Forget a server."""
+    with contextlib.suppress(OSError):
+        (directories().servers / f"{name}.json").unlink(missing_ok=True)
+
+
+def running() -> tuple[ServerRecord, ...]:
+    """Servers whose owner lives, oldest first; files of dead owners are removed."""
+    found = []
+    for path, record in _all():
+        if record is not None and record.owner_lives:
+            found.append(record)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+    return tuple(sorted(found, key=lambda record: record.started_at or ""))
+
+
+def _all() -> Iterator[tuple[Path, ServerRecord | None]]:
+    folder = directories().servers
+    if not folder.is_dir():
+        return
+    for path in folder.glob("*.json"):
+        try:
+            yield path, ServerRecord(**json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, TypeError):
+            yield path, None

@@ -1,0 +1,596 @@
+"""The supervisor: one thread owns everything that changes about a managed server.
+
+Callers post requests and wait; readers take the latest :class:`View`, which is replaced whole. The
+loop sleeps until something happens: a request, a word of the keeper, output, or a deadline.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import selectors
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psutil
+
+from runtime.contracts import Provenance
+from runtime.engines.base import Endpoint
+from runtime.errors import EngineStartError, LLMError, LLMProviderError
+from runtime.server import lifecycle, probe
+from runtime.server.diagnosis import diagnose, ending, signal_name
+from runtime.server.launcher import EngineProcess, ExecFailed, Exited, Spawned
+from runtime.server.lifecycle import Event, State, Transition
+from runtime.server.logs import LogTail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from runtime.engines.base import Device
+    from runtime.server.plan import LaunchPlan
+    from runtime.settings import ServerConfig
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+HISTORY_KEPT = 50
+CONFIRM_AGAIN_S = 0.02
+STALL_CHECK_S = 1.0
+KILL_PATIENCE_S = 2.0
+CPU_PROGRESS_S = 0.05
+ERROR_TAIL_LINES = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastExit:
+    """How the last engine process ended.
+
+    Attributes:
+        at: When, ISO 8601, UTC.
+        code: Exit code, or None.
+        signal: The signal's name, or None.
+        diagnosis: A short machine-readable cause.
+        reason: The cause in words.
+        while_state: What the server was doing.
+    """
+
+    at: str
+    code: int | None
+    signal: str | None
+    diagnosis: str
+    reason: str
+    while_state: State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """Everything known about the server at one moment; a new one replaces it at each change.
+
+    Attributes:
+        generation: Grows with each change.
+        state: Where the server is in its life.
+        plan: The launch that is running or was last tried.
+        pid: The engine's process id while it exists.
+        keeper_pid: The keeper's process id while it exists.
+        started_at: When the engine process was started, ISO 8601, UTC.
+        ready_at: When it became ready.
+        restarts: How often it was started again by itself since start() was called.
+        last_exit: How the last process ended.
+        endpoint: Where to send requests, while ready.
+        properties: What the engine says about itself, while ready.
+        devices: Devices the engine lists.
+        engine_version: As the engine prints it.
+        layers_offloaded: Layers on the GPU and layers in all, when the engine says so.
+        error: Why it failed, while failed.
+        log_path: The file with the engine's output.
+        history: The last transitions, oldest first.
+    """
+
+    generation: int = 0
+    state: State = State.STOPPED
+    plan: LaunchPlan | None = None
+    pid: int | None = None
+    keeper_pid: int | None = None
+    started_at: str | None = None
+    ready_at: str | None = None
+    restarts: int = 0
+    last_exit: LastExit | None = None
+    endpoint: Endpoint | None = None
+    properties: probe.Properties | None = None
+    devices: tuple[Device, ...] = ()
+    engine_version: str | None = None
+    layers_offloaded: tuple[int, int] | None = None
+    error: LLMError | None = None
+    log_path: Path | None = None
+    history: tuple[Transition, ...] = ()
+
+
+class Supervisor:
+    """Owns one engine process at a time and the thread that watches it."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        replan: Callable[[], LaunchPlan],
+        on_change: Callable[[View], None],
+    ) -> None:
+        """Prepare; no thread runs before :meth:`begin`.
+
+        Args:
+            config: The server's configuration.
+            replan: Decides the next launch before a restart, from what is on disk then.
+            on_change: Called in the supervisor's thread with each new view.
+        """
+        self._config = config
+        self._replan = replan
+        self._on_change = on_change
+        self._view = View()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._latest_thread: threading.Thread | None = None
+        self._inbox: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._gate = threading.Lock()
+        self._wake_fd = -1
+        self.tail = LogTail()
+
+    @property
+    def view(self) -> View:
+        """The latest view."""
+        return self._view
+
+    def wait_for(self, ready: Callable[[View], bool], timeout_s: float | None) -> View:
+        """Wait until a view fulfils ``ready`` or the time is up; returns the latest view."""
+        with self._changed:
+            self._changed.wait_for(lambda: ready(self._view), timeout_s)
+            return self._view
+
+    def nudge(self) -> None:
+        """Have everyone who waits look again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    # --- requests: any thread -----------------------------------------------------------------
+
+    def begin(self) -> bool:
+        """Ask for a start. True when the caller is the one who has to resolve and launch."""
+        while True:
+            with self._gate:
+                if self._thread is None:
+                    self._start_thread()
+            reply = self._call(self._do_begin)
+            if reply is not None:
+                return reply
+
+    def launch(self, plan: LaunchPlan) -> None:
+        """Hand in the decided launch; ignored when a stop came meanwhile."""
+        self._call(lambda: self._do_launch(plan))
+
+    def unresolved(self, error: BaseException) -> None:
+        """Tell that no launch could be decided."""
+        self._call(lambda: self._do_unresolved(error))
+
+    def stop(self) -> None:
+        """Ask for the end; wait with :meth:`wait_for`, then :meth:`join`."""
+        self._call(self._do_stop)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread to end after a stop."""
+        thread = self._latest_thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout_s)
+
+    def _call(self, request: Callable[[], _T]) -> _T | None:
+        """Have the supervisor's thread run ``request``; None when there is no thread any more."""
+        reply: Future[_T | None] = Future()
+        with self._gate:
+            if self._thread is None:
+                return None
+            self._inbox.append((request, reply))
+            os.write(self._wake_fd, b"x")
+        return reply.result()
+
+    def _start_thread(self) -> None:
+        wake_read, self._wake_fd = os.pipe()
+        os.set_blocking(wake_read, False)
+        self._thread = self._latest_thread = threading.Thread(
+            target=self._run, args=(wake_read,), name="llama-runtime-supervisor", daemon=True
+        )
+        self._thread.start()
+
+    # --- the loop: the supervisor's thread only -----------------------------------------------
+
+    def _run(self, wake_read: int) -> None:
+        try:
+            self._watch(wake_read)
+        finally:
+            with self._gate:  # from here on nobody can post to this thread
+                self._thread = None
+                os.close(wake_read)
+                os.close(self._wake_fd)
+                late = list(self._inbox)
+                self._inbox.clear()
+            for _, reply in late:
+                reply.set_result(None)
+
+    def _watch(self, wake_read: int) -> None:
+        self._process: EngineProcess | None = None
+        self._timers: dict[str, tuple[float, Callable[[], None]]] = {}
+        self._restarted_s: list[float] = []
+        self._candidate: str | None = None
+        self._ready_s: float | None = None
+        self._was_ready = False
+        self._doom: EngineStartError | None = None
+        self._end = False
+        with selectors.DefaultSelector() as self._selector:
+            self._selector.register(wake_read, selectors.EVENT_READ, self._read_requests)
+            self._wake_read = wake_read
+            try:
+                while not self._end:
+                    for key, _ in self._selector.select(self._patience_s()):
+                        key.data()
+                    self._run_due_timers()
+            except Exception as exc:  # the top of a thread: a defect must not look like a hang
+                log.exception("the supervisor of %s ended by a defect", self._config.model)
+                self._abandon(exc)
+
+    def _abandon(self, exc: Exception) -> None:
+        if self._process is not None:
+            self._process.kill_keeper()
+            self._process.close()
+        error = LLMProviderError(f"The supervisor ended by a defect of its own: {exc!r}.")
+        self._publish(
+            state=State.FAILED,
+            error=error,
+            pid=None,
+            keeper_pid=None,
+            endpoint=None,
+            properties=None,
+        )
+
+    def _patience_s(self) -> float | None:
+        if not self._timers:
+            return None
+        return max(0.0, min(at for at, _ in self._timers.values()) - time.monotonic())
+
+    def _run_due_timers(self) -> None:
+        now = time.monotonic()
+        for name, (at, action) in list(self._timers.items()):
+            if at <= now and self._timers.get(name) == (at, action):
+                del self._timers[name]
+                action()
+
+    def _after(self, delay_s: float, name: str, action: Callable[[], None]) -> None:
+        self._timers[name] = (time.monotonic() + delay_s, action)
+
+    def _read_requests(self) -> None:
+        os.read(self._wake_read, 4096)
+        while self._inbox:
+            request, reply = self._inbox.popleft()
+            try:
+                reply.set_result(request())
+            except Exception as exc:  # noqa: BLE001 - belongs to whoever asked
+                reply.set_exception(exc)
+
+    def _publish(self, **changes: object) -> None:
+        view = replace(self._view, generation=self._view.generation + 1, **changes)  # type: ignore[arg-type]
+        with self._changed:
+            self._view = view
+            self._changed.notify_all()
+        self._on_change(view)
+
+    def _step(self, event: Event, reason: str, **changes: object) -> None:
+        before = self._view.state
+        after = lifecycle.next_state(before, event)
+        transition = Transition(
+            at=Provenance.now_iso(), before=before, event=event, after=after, reason=reason
+        )
+        log.info("%s: %s -> %s: %s", self._config.model, before, after, reason)
+        history = (*self._view.history, transition)[-HISTORY_KEPT:]
+        self._end = after in lifecycle.RESTING_STATES
+        self._publish(state=after, history=history, **changes)
+
+    # --- what callers ask for -----------------------------------------------------------------
+
+    def _do_begin(self) -> bool:
+        if not lifecycle.accepts(self._view.state, Event.START):
+            return False
+        self._was_ready = False
+        self._restarted_s.clear()
+        self._step(Event.START, "a start was asked for", restarts=0, error=None, last_exit=None)
+        return True
+
+    def _do_launch(self, plan: LaunchPlan) -> None:
+        if lifecycle.accepts(self._view.state, Event.RESOLVED):
+            self._launch(plan)
+
+    def _do_unresolved(self, error: BaseException) -> None:
+        if lifecycle.accepts(self._view.state, Event.UNRESOLVED):
+            known = error if isinstance(error, LLMError) else LLMProviderError(repr(error))
+            self._step(Event.UNRESOLVED, known.message, error=known)
+
+    def _do_stop(self) -> None:
+        state = self._view.state
+        if lifecycle.accepts(state, Event.STOP):
+            self._timers.clear()
+            self._step(Event.STOP, "a stop was asked for", endpoint=None, properties=None)
+            if self._view.state is State.STOPPING and self._process is not None:
+                self._process.terminate()
+                self._after(self._config.stop_grace_s, "grace", self._grace_is_over)
+
+    def _grace_is_over(self) -> None:
+        if self._process is not None:
+            log.warning("%s: still there after the grace period: killed", self._config.model)
+            self._process.kill()
+            self._after(KILL_PATIENCE_S, "keeper", self._process.kill_keeper)
+
+    # --- the process --------------------------------------------------------------------------
+
+    def _launch(self, plan: LaunchPlan) -> None:
+        self._candidate = None
+        self._ready_s = None
+        self.tail = LogTail()
+        self._step(
+            Event.RESOLVED,
+            f"{plan.choice.engine.kind}, because {plan.choice.why}",
+            plan=plan,
+            started_at=Provenance.now_iso(),
+            ready_at=None,
+            devices=plan.choice.info.devices,
+            engine_version=plan.choice.info.version,
+            layers_offloaded=None,
+            log_path=plan.log_path,
+        )
+        try:
+            process = EngineProcess(plan.command, log_path=plan.log_path)
+        except EngineStartError as exc:
+            self._step(Event.DOOMED, exc.message, error=exc)
+            return
+        self._process = process
+        self._selector.register(process.events_fd, selectors.EVENT_READ, self._read_events)
+        self._selector.register(process.output_fd, selectors.EVENT_READ, self._read_output)
+        self._progress_s = time.monotonic()
+        self._cpu_s = 0.0
+        self._after(STALL_CHECK_S, "stall", self._check_stall)
+
+    def _read_events(self) -> None:
+        process = self._process
+        for event in process.read_events() if process is not None else ():
+            match event:
+                case Spawned(pid=pid):
+                    self._spawned(pid)
+                case ExecFailed(errno=number, path=path):
+                    reason = f"{path} cannot be executed: {os.strerror(number)}"
+                    self._gone(Exited(code=127), reason)
+                case Exited() as gone:
+                    self._gone(gone, None)
+
+    def _spawned(self, pid: int) -> None:
+        if self._view.state is State.STARTING and self._process is not None:
+            self._step(
+                Event.SPAWNED,
+                f"process {pid}",
+                pid=pid,
+                keeper_pid=self._process.keeper_pid,
+            )
+
+    def _read_output(self) -> None:
+        if self._process is None:
+            return
+        data = self._process.read_output()
+        if data == b"":
+            self._selector.unregister(self._process.output_fd)
+        elif data:
+            self._progress_s = time.monotonic()
+            self._take_lines(self.tail.feed(data))
+
+    def _take_lines(self, lines: list[str]) -> None:
+        plan = self._view.plan
+        if self._view.state not in {State.STARTING, State.LOADING} or plan is None:
+            return  # what a serving engine prints is for the log
+        for line in lines:
+            facts = plan.choice.engine.read_line(line)
+            if facts is None:
+                continue
+            if facts.layers_offloaded is not None and facts.layers_total is not None:
+                self._publish(layers_offloaded=(facts.layers_offloaded, facts.layers_total))
+            if facts.version is not None:
+                self._publish(engine_version=facts.version, devices=facts.devices)
+            if facts.base_url is not None and self._candidate is None:
+                self._candidate = facts.base_url
+                self._confirm()
+
+    def _confirm(self) -> None:
+        """The engine says that it listens: see for ourselves."""
+        plan, url = self._view.plan, self._candidate
+        if plan is None or url is None or self._view.state is not State.LOADING:
+            return
+        spec = plan.spec
+        seen = probe.confirm(
+            url,
+            health_path=plan.choice.engine.health_path,
+            nonce=spec.nonce,
+            api_key=spec.api_key,
+        )
+        if seen.verdict == "stranger":
+            self._fail_start(
+                "stranger",
+                f"Something else answers at {url}, where the engine said it listens "
+                f"({seen.detail}).",
+                "Choose another port, or port=0 for any free one.",
+            )
+        elif seen.verdict == "ready":
+            self._ready(plan, url)
+        else:
+            self._after(CONFIRM_AGAIN_S, "confirm", self._confirm)
+
+    def _ready(self, plan: LaunchPlan, url: str) -> None:
+        spec = plan.spec
+        model = plan.served_name
+        info = plan.choice.info
+        properties = probe.properties(
+            url,
+            api_key=spec.api_key,
+            model=model,
+            kind=info.kind,
+            engine_file=info.path,
+            embeddings=spec.embeddings,
+        )
+        self._timers.clear()
+        self._ready_s = time.monotonic()
+        self._was_ready = True
+        self._step(
+            Event.HEALTHY,
+            f"listens on {url} and answers",
+            ready_at=Provenance.now_iso(),
+            properties=properties,
+            endpoint=Endpoint(
+                base_url=url,
+                api_key=spec.api_key,
+                kind=plan.choice.engine.kind,
+                model=model,
+                capabilities=properties.capabilities,
+                context_tokens=properties.slot_ctx or spec.slot_ctx,
+                generation=self._view.generation + 1,
+            ),
+        )
+
+    def _check_stall(self) -> None:
+        """A start may take any time, as long as something moves: output, or processor time."""
+        if self._process is None or self._process.pid is None:
+            self._after(STALL_CHECK_S, "stall", self._check_stall)
+            return
+        cpu_s = _cpu_seconds(self._process.pid)
+        if cpu_s - self._cpu_s > CPU_PROGRESS_S:
+            self._cpu_s = cpu_s
+            self._progress_s = time.monotonic()
+        silence_s = time.monotonic() - self._progress_s
+        if silence_s < self._config.startup_stall_timeout_s:
+            self._after(STALL_CHECK_S, "stall", self._check_stall)
+            return
+        self._fail_start(
+            "stalled",
+            f"The engine printed nothing and used no processor time for {silence_s:.0f} s while "
+            "starting.",
+            "The log has its last words; raise startup_stall_timeout_s if its disk is that slow.",
+        )
+
+    def _fail_start(self, diagnosis: str, message: str, hint: str) -> None:
+        """End a process that will never be ready; its end then tells why."""
+        self._timers.clear()
+        self._doom = EngineStartError(
+            message,
+            diagnosis=diagnosis,
+            log_tail=self.tail.last(ERROR_TAIL_LINES),
+            log_path=self._view.log_path,
+            hint=hint,
+        )
+        if self._process is not None:
+            self._process.kill()
+            self._after(KILL_PATIENCE_S, "keeper", self._process.kill_keeper)
+
+    # --- its end ------------------------------------------------------------------------------
+
+    def _gone(self, gone: Exited, reason: str | None) -> None:
+        """The process has ended: read its last words, name the cause, decide what follows."""
+        process, plan = self._process, self._view.plan
+        if process is None or plan is None:
+            return
+        while (data := process.read_output()) is not None and data:
+            self.tail.feed(data)
+        self.tail.end()
+        self._selector.unregister(process.events_fd)
+        if process.output_fd in self._selector.get_map():
+            self._selector.unregister(process.output_fd)
+        process.close()
+        self._process = None
+        self._timers.clear()
+        state = self._view.state
+        doom, self._doom = self._doom, None
+        tail = self.tail.last(ERROR_TAIL_LINES)
+        found = diagnose(
+            code=gone.code, signal=gone.signal, log_tail=tail, was_ready=state is State.READY
+        )
+        how = ending(code=gone.code, signal=gone.signal)
+        if gone.keeper_lost:
+            how = "ended together with its keeper"
+        sentence = reason or (doom.message if doom else f"{found.sentence} ({how})")
+        last_exit = LastExit(
+            at=Provenance.now_iso(),
+            code=gone.code,
+            signal=signal_name(gone.signal) if gone.signal else None,
+            diagnosis=doom.diagnosis if doom else found.code,
+            reason=sentence,
+            while_state=state,
+        )
+        changes: dict[str, object] = {
+            "pid": None,
+            "keeper_pid": None,
+            "endpoint": None,
+            "properties": None,
+            "last_exit": last_exit,
+        }
+        if state is State.STOPPING:
+            self._step(Event.GONE, f"the engine {how}", **changes)
+            return
+        error = doom or EngineStartError(
+            f"The engine {plan.choice.engine.kind} did not start: {reason or found.sentence} "
+            f"({how})."
+            if not self._was_ready
+            else f"The engine {plan.choice.engine.kind} died: {found.sentence} ({how}).",
+            diagnosis=found.code,
+            exit_code=gone.code,
+            signal=signal_name(gone.signal) if gone.signal else None,
+            log_tail=tail,
+            log_path=self._view.log_path,
+            hint=found.hint,
+        )
+        self._decide(error, sentence, repeats=found.repeats or doom is not None, changes=changes)
+
+    def _decide(
+        self, error: EngineStartError, sentence: str, *, repeats: bool, changes: dict[str, object]
+    ) -> None:
+        """Restart, or fail."""
+        now = time.monotonic()
+        ready_for_s = now - self._ready_s if self._ready_s is not None else None
+        policy = self._config.restart
+        delay_s = None
+        if self._was_ready and not repeats:
+            delay_s = lifecycle.restart_delay_s(
+                policy,
+                now_s=now,
+                earlier_s=self._restarted_s,
+                ready_for_s=ready_for_s,
+                chance=random.random(),  # noqa: S311 - spreads restarts, guards nothing
+            )
+        if delay_s is None:
+            self._step(Event.DOOMED, sentence, error=error, **changes)
+            return
+        if ready_for_s is not None and ready_for_s >= policy.stable_after_s:
+            self._restarted_s.clear()
+        self._restarted_s.append(now)
+        self._step(Event.CRASHED, f"{sentence}; next start in {delay_s:.2f} s", **changes)
+        self._after(delay_s, "retry", self._retry)
+
+    def _retry(self) -> None:
+        self._step(Event.RETRY, "starting again", restarts=self._view.restarts + 1)
+        try:
+            plan = self._replan()
+        except LLMError as exc:
+            self._do_unresolved(exc)
+            return
+        self._launch(plan)
+
+
+def _cpu_seconds(pid: int) -> float:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)

@@ -1,0 +1,158 @@
+"""A llama-server that misbehaves on request: a real child process speaking the recorded protocol.
+
+How it misbehaves comes in the environment variable FAKE as a JSON object, because the command line
+is llama-server's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+HELP = Path(__file__).parent / "recorded" / "llama-server-help.txt"
+FAKE: dict[str, Any] = json.loads(os.environ.get("FAKE", "{}"))
+
+
+def argument(name: str, default: str = "") -> str:
+    """The value behind a flag."""
+    words = sys.argv[1:]
+    return words[words.index(name) + 1] if name in words else default
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The few answers that the manager asks for."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Stay quiet."""
+
+    def _send(self, status: int, body: object) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self) -> None:
+        """Health, models, properties."""
+        key = os.environ.get("LLAMA_API_KEY")
+        if self.path == "/health":
+            loading = "never_ready" in FAKE or time.monotonic() < LOADED_AT
+            self._send(503 if loading else 200, {"status": "ok"})
+        elif key and self.headers.get("Authorization") != f"Bearer {key}":
+            self._send(401, {"error": {"code": 401, "message": "Invalid API Key"}})
+        elif self.path == "/v1/models":
+            names = ["stranger"] if "stranger" in FAKE else argument("--alias").split(",")
+            self._send(200, {"object": "list", "data": [{"id": names[0], "aliases": names}]})
+        elif self.path == "/slots":
+            time.sleep(FAKE.get("slots_delay_s", 0))
+            self._send(200, [{"id": 0, "is_processing": False}])
+        elif self.path == "/props":
+            self._send(
+                200,
+                {
+                    "total_slots": int(argument("--parallel", "1")),
+                    "default_generation_settings": {"n_ctx": FAKE.get("n_ctx", 512)},
+                    "chat_template": "{{ messages }}",
+                    "chat_template_caps": {"supports_tools": False},
+                    "modalities": {"vision": False},
+                },
+            )
+        else:
+            self._send(404, {"error": {"code": 404, "message": "File Not Found"}})
+
+    def do_POST(self) -> None:
+        """Every decoding request gets the same short answer."""
+        self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        if "die_on_post" in FAKE:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        self._send(
+            200,
+            {
+                "choices": [
+                    {
+                        "index": 0,
+                        "text": "Q",
+                        "finish_reason": "stop",
+                        "message": {"role": "assistant", "content": "Q"},
+                    }
+                ],
+                "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+                "input_tokens": 1,
+            },
+        )
+
+
+def say(text: str) -> None:
+    """One line on the log."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def misbehave_at_start() -> None:
+    """What keeps it from ever listening."""
+    if "ignore_sigterm" in FAKE:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for line in FAKE.get("say", ()):
+        say(line)
+    if "grandchild" in FAKE:
+        child = subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True
+        )
+        Path(FAKE["grandchild"]).write_text(str(child.pid))
+    if "flood_bytes" in FAKE:
+        line = b"x" * 1023 + b"\n"
+        for _ in range(FAKE["flood_bytes"] // len(line)):
+            sys.stderr.buffer.write(line)
+        sys.stderr.flush()
+    if "signal" in FAKE:
+        os.kill(os.getpid(), getattr(signal, FAKE["signal"]))
+    if "exit" in FAKE:
+        sys.exit(FAKE["exit"])
+    if "exit_once" in FAKE:  # fails on every start but the first
+        marker = Path(FAKE["exit_once"])
+        if marker.exists():
+            sys.exit(9)
+        marker.touch()
+    if "hang" in FAKE:
+        while True:
+            signal.pause()
+    if "busy_s" in FAKE:  # loads for long, in silence, but works
+        until = time.monotonic() + FAKE["busy_s"]
+        while time.monotonic() < until:
+            pass
+
+
+def main() -> None:
+    """Answer --version and --help, or serve."""
+    if "--version" in sys.argv:
+        say("version: 4242 (fake)\nbuilt with pride")
+    elif "--help" in sys.argv:
+        print(HELP.read_text("utf-8"))
+    elif "--list-devices" in sys.argv:
+        print("Available devices:\n" + "\n".join(FAKE.get("devices", ["  (none)"])))
+    else:
+        misbehave_at_start()
+        server = ThreadingHTTPServer(
+            (argument("--host", "127.0.0.1"), int(argument("--port", "0"))), Handler
+        )
+        say("srv          init: model loaded")
+        say(f"srv          init: listening on http://127.0.0.1:{server.server_port}")
+        if "die_after_s" in FAKE:
+            signal.setitimer(signal.ITIMER_REAL, FAKE["die_after_s"])
+            signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        server.serve_forever()
+
+
+LOADED_AT = time.monotonic() + FAKE.get("loading_s", 0)
+
+if __name__ == "__main__":
+    main()
