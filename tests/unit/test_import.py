@@ -1,0 +1,65 @@
+"""`import runtime` costs next to nothing, and offers every public name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+import runtime
+
+HEAVY = (
+    "click", "httpcore2", "httpx2", "huggingface_hub", "jsonschema_rs", "llguidance", "numpy",
+    "psutil", "pydantic", "rich", "xllamacpp",
+)  # fmt: skip
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys\n{statement}\nprint(*sys.modules)"
+    run = [sys.executable, "-c", code]
+    out = subprocess.run(run, check=True, capture_output=True, text=True).stdout
+    return {name.partition(".")[0] for name in out.split()}
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert loaded_by("import runtime").isdisjoint(HEAVY)
+
+
+def test_importing_a_contract_type_loads_nothing_heavy() -> None:
+    loaded = loaded_by("from runtime import LLMMessage, LLMError")
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_importing_the_client_loads_no_engine_and_no_command_line() -> None:
+    loaded = loaded_by("from runtime import LlamaClient")
+    unwanted = {"click", "rich", "numpy", "huggingface_hub", "xllamacpp", "llguidance"}
+    assert loaded.isdisjoint(unwanted)
+
+
+def test_importing_the_package_takes_under_100_ms() -> None:
+    """Measured against an interpreter that imports nothing; the best of several counts."""
+
+    def best(code: str) -> float:
+        times = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True)
+            times.append(time.perf_counter() - begun)
+        return min(times)
+
+    assert best("import runtime") - best("pass") < 0.1
+
+
+def test_public_names_are_sorted_and_all_there() -> None:
+    assert runtime.__all__ == sorted(runtime.__all__)
+    assert len(set(runtime.__all__)) == len(runtime.__all__)
+    for name in runtime.__all__:
+        assert getattr(runtime, name) is not None
+    assert set(runtime.__all__) <= set(dir(runtime))
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Llama'"):
+        _ = runtime.Llama
