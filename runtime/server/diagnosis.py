@@ -82,7 +82,7 @@ _SIGNS: Final = (
         "Choose another port, or port=0 for any free one.",
     ),
     _sign(
-        r"bad_alloc|cannot allocate memory|failed to allocate|out of memory|"
+        r"bad_alloc|insufficient memory|cannot allocate memory|failed to allocate|out of memory|"
         r"cudaMalloc failed|unable to allocate|ErrorOutOfDeviceMemory|Unable to mmap|mmap failed",
         "out_of_memory",
         "there is not enough memory for model and context",

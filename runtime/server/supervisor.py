@@ -45,6 +45,7 @@ STALL_CHECK_S = 1.0
 KILL_PATIENCE_S = 2.0
 CPU_PROGRESS_S = 0.05
 ERROR_TAIL_LINES = 20
+DIAGNOSIS_LINES = 200  # a traceback may push the telling line far up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -515,7 +516,10 @@ class Supervisor:
         doom, self._doom = self._doom, None
         tail = self.tail.last(ERROR_TAIL_LINES)
         found = diagnose(
-            code=gone.code, signal=gone.signal, log_tail=tail, was_ready=state is State.READY
+            code=gone.code,
+            signal=gone.signal,
+            log_tail=self.tail.last(DIAGNOSIS_LINES),
+            was_ready=state is State.READY,
         )
         how = ending(code=gone.code, signal=gone.signal)
         if gone.keeper_lost:
