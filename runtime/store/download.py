@@ -102,9 +102,8 @@ def fetch(remote: Remote, target: Path, *, meter: Meter, limits: Limits) -> Fetc
             promised one. Nothing is kept.
         StorageError: The disk refuses or is full. What has arrived is kept.
     """
-    web.require_reachable(remote.url, limits.reach_timeout_s, source=remote.source)
     with web.open_client(remote.url, limits, ca_file=remote.ca_file) as client:
-        attempt = _Download(remote, target, client, meter)
+        attempt = _Download(remote, target, client, meter, limits)
         resumed = attempt.resume()
         _run(attempt, limits)
         if remote.sha256 not in {None, attempt.sha256} and resumed:
@@ -140,12 +139,15 @@ def _run(download: _Download, limits: Limits) -> None:
 class _Download:
     """One file on its way: the partial, its digest so far, and the requests that make it grow."""
 
-    def __init__(self, remote: Remote, target: Path, client: httpx2.Client, meter: Meter) -> None:
+    def __init__(
+        self, remote: Remote, target: Path, client: httpx2.Client, meter: Meter, limits: Limits
+    ) -> None:
         self.meter = meter
         self.offset = 0
         self._remote = remote
         self._target = target
         self._client = client
+        self._limits = limits
         self._part = target.with_name(target.name + PARTIAL_SUFFIX)
         self._state = self._part.with_name(self._part.name + ".json")
         self._digest = hashlib.sha256()
@@ -201,10 +203,13 @@ class _Download:
             if self._remote.sha256 is None and self._etag:
                 headers["If-Range"] = self._etag
         try:
-            with (
-                web.translated(self._remote.source, self._remote.url),
-                self._client.stream("GET", self._remote.url, headers=headers) as response,
-            ):
+            with web.stream(
+                self._client,
+                self._remote.url,
+                self._limits,
+                source=self._remote.source,
+                headers=headers,
+            ) as response:
                 self._take(response)
         except DownloadError as error:
             if isinstance(error.__cause__, _BROKEN):
@@ -243,10 +248,6 @@ class _Download:
             if status in _PASSING:
                 raise _Passing(error, wait_s=web.retry_after_s(response))
             raise error
-        if any(hop.url.scheme == "https" for hop in response.history) and (
-            response.url.scheme != "https"
-        ):
-            raise self._failed(f"leads from https to {response.url.scheme}, which can be altered")
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise self._failed("sends the file in an encoding that was not asked for")
         if response.headers.get("Content-Type", "").startswith("text/html"):

@@ -118,7 +118,6 @@ def _info(ref: HubRef, headers: dict[str, str], limits: Limits) -> _Info:
     url = f"{endpoint()}/api/models/{ref.repo_id}"
     if ref.revision:
         url += f"/revision/{quote(ref.revision, safe='')}"
-    web.require_reachable(url, limits.reach_timeout_s, source="hub")
     what = f"{ref.repo_id} at {ref.revision}" if ref.revision else ref.repo_id
     response = web.get(f"{url}?blobs=true", limits, source="hub", what=what, headers=headers)
     try:

@@ -60,21 +60,25 @@ def places(environ: Mapping[str, str] | None = None, home: Path | None = None) -
     """Where those programs keep models, by their own environment variables and defaults."""
     environ = os.environ if environ is None else environ
     home = home or Path(environ.get("HOME") or Path.home())
-    cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
-    hub = Path(environ.get("HF_HOME") or cache / "huggingface") / "hub"
-    llama = home / "Library/Caches/llama.cpp" if sys.platform == "darwin" else cache / "llama.cpp"
+
+    def named(variable: str, default: Path) -> Path:
+        value = environ.get(variable)
+        return Path(value).expanduser() if value else default
+
+    cache = named("XDG_CACHE_HOME", home / ".cache")
+    hub = named("HF_HUB_CACHE", named("HF_HOME", cache / "huggingface") / "hub")
+    mac = sys.platform == "darwin"
+    llama = home / "Library/Caches/llama.cpp" if mac else cache / "llama.cpp"
     found = [
-        Place(source="huggingface-cache", folder=Path(environ.get("HF_HUB_CACHE") or hub)),
-        Place(source="llama.cpp", folder=Path(environ.get("LLAMA_CACHE") or llama)),
+        Place(source="huggingface-cache", folder=hub),
+        Place(source="llama.cpp", folder=named("LLAMA_CACHE", llama)),
         Place(source="lm-studio", folder=home / ".lmstudio/models"),
         Place(source="lm-studio", folder=home / ".cache/lm-studio/models"),
+        Place(source="ollama", folder=named("OLLAMA_MODELS", home / ".ollama/models")),
     ]
-    if named := environ.get("OLLAMA_MODELS"):
-        found.append(Place(source="ollama", folder=Path(named)))
-    else:
-        found.append(Place(source="ollama", folder=home / ".ollama/models"))
-        if home == Path.home():  # the service that Ollama's installer makes on Linux
-            found.append(Place(source="ollama", folder=Path("/usr/share/ollama/.ollama/models")))
+    if "OLLAMA_MODELS" not in environ and home == Path.home():
+        # of the service that Ollama's installer makes on Linux
+        found.append(Place(source="ollama", folder=Path("/usr/share/ollama/.ollama/models")))
     return tuple(place for place in found if place.folder.is_dir())
 
 

@@ -21,6 +21,7 @@ from runtime.errors import (
 from runtime.settings import private_folder
 from runtime.store.disk import disk_error
 from runtime.store.records import (
+    PARTIAL_SUFFIX,
     ModelRecord,
     folder_name,
     present,
@@ -88,6 +89,8 @@ def _registered(
     """The model is whole: write its record, with what was met on the way."""
     reasons = tuple(failure.message for failure in failures)
     write_record(folder, replace(record, notes=(*reasons, *record.notes)))
+    for leftover in folder.glob(f"*{PARTIAL_SUFFIX}*"):  # of a source that was given up
+        leftover.unlink(missing_ok=True)
     found = shelf.model(folder)
     if found is None:
         raise StorageError(f"{folder} vanished while it was written.", path=folder)
@@ -110,7 +113,7 @@ def _alone(shelf: Shelf, ref: ModelRef, meter: Meter) -> Iterator[None]:
                 entry = shelf.entry_of(ref)
                 meter.begin("waiting", key, total=entry.size_bytes if entry else None)
                 waiting = True
-            meter.at(shelf.partials(shelf.folder(ref)))
+            meter.at(shelf.partial_bytes(ref))
         except OSError as exc:
             raise disk_error(exc, path) from exc
         else:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from runtime.errors import DownloadError, IntegrityError, LLMError, ModelNotFoundError
 from runtime.store import web
@@ -142,7 +142,6 @@ def _look(
     if urlsplit(place).scheme in {"", "file"}:
         files = _listed_in_folder(Path(unquote(urlsplit(place).path)).expanduser())
     else:
-        web.require_reachable(place, limits.reach_timeout_s, source="pypi")
         files = _listed_on_page(place, ref, limits, settings, is_index=is_index)
     wheels = [file for file in files if _is_wheel_of(file.filename, ref)]
     anywhere = [file for file in wheels if file.filename.endswith("-none-any.whl")]
@@ -180,7 +179,7 @@ def _listed_on_page(
     if "json" not in response.headers.get("Content-Type", ""):
         return _links(response.text, str(response.url))
     try:
-        page = TypeAdapter(_IndexPage).validate_json(response.content)
+        page = _IndexPage.model_validate_json(response.content)
     except ValidationError as exc:
         raise DownloadError(
             f"The package index at {web.shown(url)} sent something that is no list of files.",

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 RECORD: Final = "model.json"
 PARTIAL_SUFFIX: Final = ".part"
 
+_SECOND: Final = 10**9
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRecord:
@@ -96,8 +98,14 @@ def folder_name(reference: str) -> str:
     """The folder of the model that ``reference`` names: readable, and unique by a short digest."""
     if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", reference):
         return reference
-    readable = re.sub(r"[^A-Za-z0-9.]+", "-", reference).strip("-.")[-60:].strip("-.")
-    return f"{readable}-{hashlib.sha256(reference.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(reference.encode()).hexdigest()[:8]
+    return f"{readable(reference)}-{digest}"
+
+
+def readable(reference: str) -> str:
+    """What ``reference`` looks like in a file name, without the secrets an address may hold."""
+    bare = re.sub(r"[?#].*", "", re.sub(r"://[^/@]*@", "://", reference))
+    return re.sub(r"[^A-Za-z0-9.]+", "-", bare)[:80].strip("-.")
 
 
 def read_record(folder: Path) -> ModelRecord | None:
@@ -158,7 +166,10 @@ def present(folder: Path, record: ModelRecord) -> bool:
 def unchanged(folder: Path, record: ModelRecord) -> bool:
     """Whether, besides, no file was written to since its digest was taken."""
     return present(folder, record) and all(
-        (folder / file.name).stat().st_mtime_ns == file.mtime_ns for file in record.all_files
+        # Archives and container images keep whole seconds only.
+        (folder / file.name).stat().st_mtime_ns
+        in {file.mtime_ns, file.mtime_ns // _SECOND * _SECOND}
+        for file in record.all_files
     )
 
 

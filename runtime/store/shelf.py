@@ -17,6 +17,7 @@ from runtime.store.records import (
     folder_name,
     present,
     read_record,
+    readable,
     records,
     unchanged,
 )
@@ -117,10 +118,14 @@ class Shelf:
         for candidate in quants.select(quants.candidates(mine), quant=ref.quant, file=ref.file):
             yield mine[candidate.files[0]]
 
-    def partials(self, folder: Path) -> int:
-        """Bytes of the downloads under way in ``folder``."""
+    def partial_bytes(self, ref: ModelRef) -> int:
+        """Bytes that have arrived of a download of ``ref`` under way."""
+        if isinstance(ref, HubRef) and self.entry_of(ref) is None:
+            folders = list(self.models.glob(f"{readable(ref.repo_id)}-*"))
+        else:
+            folders = [self.folder(ref)]
         total = 0
-        for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
+        for path in (path for folder in folders for path in folder.glob(f"*{PARTIAL_SUFFIX}")):
             try:
                 total += path.stat().st_size
             except FileNotFoundError:  # it was just finished

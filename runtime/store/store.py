@@ -10,9 +10,10 @@ from runtime.store.catalog import CatalogEntry, nearest_names, read_catalog
 from runtime.store.limits import Limits
 from runtime.store.local import LocalModel, PullProgress, RemovalPlan, VerifyResult
 from runtime.store.meter import Meter
+from runtime.store.records import present
 from runtime.store.refs import AliasRef, ModelRef, parse_ref
 from runtime.store.shelf import Shelf
-from runtime.store.verify import verify_files, verify_record
+from runtime.store.verify import check_record, verify_files, verify_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -96,9 +97,22 @@ class ModelStore:
             return self._repaired_or_missing(ref, reference)
         from runtime.store.pulling import pull  # noqa: PLC0415 - brings httpx2, which few calls need
 
-        found = pull(self._shelf, ref, meter=meter, limits=self._limits)
+        try:
+            found = pull(self._shelf, ref, meter=meter, limits=self._limits)
+        except StorageError:
+            if (found := self._good_as_it_is(ref, meter)) is None:
+                raise
         meter.finish(found.path.name, found.size_bytes)
         return found
+
+    def _good_as_it_is(self, ref: ModelRef, meter: Meter) -> LocalModel | None:
+        """The model in a folder that cannot be written, if its files' digests are right."""
+        for folder, record in self._shelf.owned(ref):
+            if present(folder, record) and all(
+                check.ok for check in check_record(folder, record, meter)
+            ):
+                return self._shelf.model(folder)
+        return None
 
     def plan_removal(self, reference: str) -> RemovalPlan:
         """What removing the model would delete; nothing is deleted yet.

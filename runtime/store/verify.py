@@ -12,6 +12,7 @@ from runtime.store.local import FileCheck
 from runtime.store.records import FileRecord, ModelRecord, file_record, unchanged, write_record
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from runtime.store.local import LocalModel
@@ -27,7 +28,9 @@ def settle(folder: Path, record: ModelRecord, meter: Meter) -> ModelRecord:
     Raises:
         StorageError: A file cannot be read, or the record not be written.
     """
-    return record if unchanged(folder, record) else _check(folder, record, meter)[0]
+    if unchanged(folder, record):
+        return record
+    return _judged(folder, record, check_record(folder, record, meter))
 
 
 def verify_record(folder: Path, record: ModelRecord, meter: Meter) -> tuple[FileCheck, ...]:
@@ -36,7 +39,9 @@ def verify_record(folder: Path, record: ModelRecord, meter: Meter) -> tuple[File
     Raises:
         StorageError: A file cannot be read, or the record not be written.
     """
-    return _check(folder, record, meter)[1]
+    checks = check_record(folder, record, meter)
+    _judged(folder, record, checks)
+    return checks
 
 
 def verify_files(model: LocalModel, meter: Meter) -> tuple[FileCheck, ...]:
@@ -54,18 +59,22 @@ def verify_files(model: LocalModel, meter: Meter) -> tuple[FileCheck, ...]:
     return tuple(checks)
 
 
-def _check(
-    folder: Path, record: ModelRecord, meter: Meter
-) -> tuple[ModelRecord, tuple[FileCheck, ...]]:
-    checks = {
-        file.name: _file_check(folder / file.name, file.sha256, meter) for file in record.all_files
-    }
+def check_record(folder: Path, record: ModelRecord, meter: Meter) -> tuple[FileCheck, ...]:
+    """Hash all files of a model of the store; nothing is written.
+
+    Raises:
+        StorageError: A file cannot be read.
+    """
+    return tuple(_file_check(folder / file.name, file.sha256, meter) for file in record.all_files)
+
+
+def _judged(folder: Path, record: ModelRecord, checks: Iterable[FileCheck]) -> ModelRecord:
+    """The record with what was found, written down where that is news."""
+    by_name = {check.path.name: check for check in checks}
 
     def judged(file: FileRecord) -> FileRecord:
-        check = checks[file.name]
-        if not check.ok:
-            return replace(file, damaged=True)
-        return file_record(check.path, file.sha256)
+        check = by_name[file.name]
+        return file_record(check.path, file.sha256) if check.ok else replace(file, damaged=True)
 
     judgement = replace(
         record,
@@ -74,7 +83,7 @@ def _check(
     )
     if judgement != record:
         write_record(folder, judgement)
-    return judgement, tuple(checks.values())
+    return judgement
 
 
 def _file_check(path: Path, expected: str | None, meter: Meter) -> FileCheck:

@@ -52,7 +52,7 @@ def title(source: str) -> str:
 
 
 def open_client(url: str, limits: Limits, *, ca_file: str | None = None) -> httpx2.Client:
-    """A client for ``url`` that follows redirects; close it.
+    """A client for ``url``; close it.
 
     Args:
         url: Where the first request goes.
@@ -60,8 +60,6 @@ def open_client(url: str, limits: Limits, *, ca_file: str | None = None) -> http
         ca_file: Certificates to trust instead of the system's.
     """
     return httpx2.Client(
-        follow_redirects=True,
-        max_redirects=_MAX_REDIRECTS,
         trust_env=not is_loopback(url),
         verify=ssl.create_default_context(cafile=ca_file) if ca_file else True,
         headers={"User-Agent": "llama-runtime", "Accept-Encoding": "identity"},
@@ -69,6 +67,60 @@ def open_client(url: str, limits: Limits, *, ca_file: str | None = None) -> http
             limits.stall_timeout_s, connect=limits.reach_timeout_s, pool=limits.reach_timeout_s
         ),
     )
+
+
+@contextlib.contextmanager
+def stream(
+    client: httpx2.Client,
+    url: str,
+    limits: Limits,
+    *,
+    source: str,
+    headers: Mapping[str, str] | None = None,
+    silence_s: float | None = None,
+) -> Iterator[httpx2.Response]:
+    """The answer to a GET, its body still to be read; redirects are followed.
+
+    Each hop must be reachable in time, and may not lead from https to http. Headers that hold a
+    token are left behind when the host changes.
+
+    Args:
+        client: Sends the request.
+        url: What to get.
+        limits: Patience.
+        source: Where that is, in a word, for messages.
+        headers: Added to the request.
+        silence_s: Longest silence, instead of the stall timeout.
+
+    Raises:
+        DownloadError: The transport failed, also while the body is read.
+    """
+    with translated(source, url):
+        timeout = client.timeout if silence_s is None else httpx2.Timeout(silence_s)
+        request = client.build_request("GET", url, headers=headers, timeout=timeout)
+        for _ in range(_MAX_REDIRECTS + 1):
+            require_reachable(str(request.url), limits.reach_timeout_s, source=source)
+            response = client.send(request, stream=True)
+            with contextlib.closing(response):
+                if response.next_request is None:
+                    yield response
+                    return
+                _require_safe(request.url, response.next_request.url, source)
+                request = response.next_request
+    raise DownloadError(
+        f"{title(source)} sends us in a circle: over {_MAX_REDIRECTS} redirects from {shown(url)}.",
+        source=source,
+    )
+
+
+def _require_safe(here: httpx2.URL, there: httpx2.URL, source: str) -> None:
+    """A redirect may not leave HTTP, nor give up its encryption."""
+    if there.scheme not in {"http", "https"} or here.scheme == "https" != there.scheme:
+        raise DownloadError(
+            f"{title(source)} leads from {here.scheme} to {there.scheme} ({shown(str(here))}).",
+            source=source,
+            hint="The file could be altered on that way, so it is not taken.",
+        )
 
 
 def get(
@@ -83,10 +135,20 @@ def get(
     """The document at ``url``, read whole. ``what`` names what is asked for, in messages.
 
     Raises:
-        LLMError: As :func:`status_error` and :func:`translated` say.
+        LLMError: As :func:`status_error` and :func:`stream` say.
     """
-    with translated(source, url), open_client(url, limits, ca_file=ca_file) as client:
-        response = client.get(url, headers=headers, timeout=limits.answer_timeout_s)
+    with (
+        open_client(url, limits, ca_file=ca_file) as client,
+        stream(
+            client,
+            url,
+            limits,
+            source=source,
+            headers=headers,
+            silence_s=limits.answer_timeout_s,
+        ) as response,
+    ):
+        response.read()
     if response.status_code != 200:
         raise status_error(response, source=source, what=what)
     return response
@@ -143,21 +205,24 @@ def translated(source: str, url: str) -> Iterator[None]:
     """Turns failures of the transport into :class:`DownloadError`."""
     try:
         yield
-    except httpx2.TooManyRedirects as exc:
-        raise DownloadError(
-            f"{title(source)} sends us in a circle: over {_MAX_REDIRECTS} redirects from "
-            f"{shown(url)}.",
-            source=source,
-        ) from exc
     except httpx2.TimeoutException as exc:
         raise DownloadError(
-            f"{title(source)} did not answer in time ({shown(url)}).", source=source
+            f"{title(source)} did not answer in time ({_asked(exc, url)}).", source=source
         ) from exc
     except (httpx2.HTTPError, httpx2.InvalidURL) as exc:
         raise DownloadError(
-            f"The connection to {source} failed: {exc or type(exc).__name__} ({shown(url)}).",
+            f"The connection to {source} failed: {exc or type(exc).__name__} ({_asked(exc, url)}).",
             source=source,
         ) from exc
+
+
+def _asked(exc: Exception, url: str) -> str:
+    """The address that failed: a redirect may have led away from ``url``."""
+    try:
+        asked = exc.request if isinstance(exc, httpx2.HTTPError) else None
+    except RuntimeError:  # httpx's way to say that there is none
+        asked = None
+    return shown(str(asked.url) if asked else url)
 
 
 def require_reachable(url: str, timeout_s: float, *, source: str) -> None:
