@@ -153,6 +153,7 @@ class _Download:
         self._digest = hashlib.sha256()
         self._etag: str | None = None
         self._total = remote.size_bytes
+        self._received = False
 
     @property
     def sha256(self) -> str:
@@ -212,7 +213,9 @@ class _Download:
             ) as response:
                 self._take(response)
         except DownloadError as error:
-            if isinstance(error.__cause__, _BROKEN):
+            # A host never reached is given up at once; one that was there a moment ago is not.
+            gone = isinstance(error, web.UnreachableError) and self._received
+            if gone or isinstance(error.__cause__, _BROKEN):
                 raise _Passing(error) from error
             raise
 
@@ -231,6 +234,7 @@ class _Download:
                     _write_all(file, chunk)
                     self._digest.update(chunk)
                     self.offset += len(chunk)
+                    self._received = True
                     self.meter.advance(len(chunk))
                     self._check_length(at_end=False)
         except OSError as exc:

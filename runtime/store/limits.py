@@ -22,7 +22,7 @@ class Limits:
     reach_timeout_s: float = 2.5
     answer_timeout_s: float = 10.0
     stall_timeout_s: float = 30.0
-    attempts: int = 5
+    attempts: int = 7
     backoff_base_s: float = 0.5
     backoff_max_s: float = 10.0
 

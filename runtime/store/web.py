@@ -34,6 +34,10 @@ _MAX_REDIRECTS: Final = 10
 _MAX_ADDRESSES: Final = 8
 
 
+class UnreachableError(DownloadError):
+    """Nothing answers at the address."""
+
+
 def is_loopback(url: str) -> bool:
     """Whether ``url`` stays on this machine."""
     return (urlsplit(url).hostname or "") in _LOOPBACK
@@ -232,7 +236,7 @@ def require_reachable(url: str, timeout_s: float, *, source: str) -> None:
     nothing bounds the resolver: so ask all at once, in threads that are left behind if they hang.
 
     Raises:
-        DownloadError: Nothing does.
+        UnreachableError: Nothing does.
     """
     host, port = _first_hop(url)
     answers: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
@@ -244,7 +248,7 @@ def require_reachable(url: str, timeout_s: float, *, source: str) -> None:
     except queue.Empty:
         problem = TimeoutError(f"no answer within {timeout_s:g} s")
     if problem is not None:
-        raise DownloadError(
+        raise UnreachableError(
             f"{title(source)} cannot be reached at {host}: {problem.strerror or problem}.",
             source=source,
             hint="Check the network, or the proxy settings in the environment.",

@@ -223,6 +223,27 @@ def test_a_silent_connection_is_dropped_and_taken_up(hub: FakeHub, store: ModelS
     assert any("did not answer in time" in (event.note or "") for event in heard)
 
 
+def test_a_host_that_is_gone_for_a_moment_is_waited_for(hub: FakeHub, store: ModelStore) -> None:
+    hub.add(_REPO, {_FILE: _DATA})
+    hub.faults += [
+        Fault(path="/cdn/", cut_after=1_000_000),
+        Fault(path="/resolve/", redirect="http://127.0.0.1:9/gone"),
+    ]
+    # The second fault would strike the first request otherwise.
+    hub.faults[1].times = 0
+    heard: list[str] = []
+
+    def hear(event: PullProgress) -> None:
+        heard.append(event.note or "")
+        if event.done_bytes == 1_000_000 and not any("gone" in note for note in heard):
+            hub.faults[1].times = 1
+            heard.append("gone")
+
+    assert store.pull(_REPO, progress=hear).path.read_bytes() == _DATA
+    assert any("cannot be reached at 127.0.0.1" in note for note in heard)
+    assert hub.sent_bytes() == len(_DATA)
+
+
 def test_tries_that_bring_bytes_do_not_count(hub: FakeHub, store: ModelStore) -> None:
     hub.add(_REPO, {_FILE: _DATA})
     hub.faults += [Fault(path="/cdn/", cut_after=300_000) for _ in range(8)]
@@ -329,6 +350,7 @@ def _refusals() -> list[tuple[Fault, type[LLMError], str]]:
         (Fault(path="/cdn/", flip=0), DownloadError, "not a GGUF model"),
         (Fault(path="/cdn/", flip=2_999_999), IntegrityError, "another SHA-256"),
         (Fault(path="/cdn/", redirect="ftp://x/y"), DownloadError, "ftp"),
+        (Fault(path="/resolve/", redirect="http://127.0.0.1:9/x"), DownloadError, "be reached"),
         (
             Fault(path="/cdn/", status=429, headers={"Retry-After": "600"}),
             TooManyRequestsError,
