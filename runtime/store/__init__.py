@@ -3,6 +3,7 @@
 from runtime.store.catalog import CatalogEntry, Sampling
 from runtime.store.limits import Limits
 from runtime.store.local import FileCheck, LocalModel, PullProgress, RemovalPlan, VerifyResult
+from runtime.store.recommend import Recommendation
 from runtime.store.store import ModelStore
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "LocalModel",
     "ModelStore",
     "PullProgress",
+    "Recommendation",
     "RemovalPlan",
     "Sampling",
     "VerifyResult",

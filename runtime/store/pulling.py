@@ -86,16 +86,15 @@ def pull(shelf: Shelf, ref: ModelRef, *, meter: Meter, limits: Limits) -> LocalM
 def _registered(
     shelf: Shelf, folder: Path, record: ModelRecord, failures: list[LLMError]
 ) -> LocalModel:
-    """The model is whole: write its record, with what was met on the way."""
-    reasons = tuple(failure.message for failure in failures)
-    write_record(folder, replace(record, notes=(*reasons, *record.notes)))
+    """The model is whole: write its record. What failed on the way is said once, to this caller."""
+    write_record(folder, record)
     for leftover in folder.glob(f"*{PARTIAL_SUFFIX}*"):  # of a source that was given up
         leftover.unlink(missing_ok=True)
     found = shelf.model(folder)
     if found is None:
         raise StorageError(f"{folder} vanished while it was written.", path=folder)
     _log.info("pulled %s from %s", found.name, record.origin)
-    return found
+    return replace(found, notes=(*(failure.message for failure in failures), *found.notes))
 
 
 @contextlib.contextmanager

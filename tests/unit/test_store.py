@@ -173,6 +173,38 @@ def test_a_model_with_a_file_gone_says_that_it_is_damaged(
     assert [check.actual is None for check in result.files] == [False, True]
 
 
+# --- recommend --------------------------------------------------------------------------------
+
+
+def test_what_fits_is_recommended_first_the_most_capable_at_the_top(store: ModelStore) -> None:
+    found = store.recommend(available_bytes=4_000_000_000)
+    fits = [r.fits for r in found]
+    assert fits == sorted(fits, reverse=True)
+    fitting = [r.entry.parameters for r in found if r.fits]
+    assert fitting == sorted(fitting, reverse=True)
+    assert {r.entry.name for r in found} == {entry.name for entry in store.catalog()}
+    for r in found:
+        assert r.needed_bytes > r.entry.size_bytes
+        assert r.fits == (r.needed_bytes <= 4_000_000_000)
+    by_name = {r.entry.name: r for r in found}
+    assert by_name["qwen3-4b"].fits
+    assert not by_name["qwen3-8b"].fits
+    assert found[-1].entry.name == "gpt-oss-20b"
+
+
+def test_a_kind_can_be_asked_for_and_what_is_here_is_marked(
+    store: ModelStore, dirs: Directories
+) -> None:
+    _put(dirs, "bge-m3", b"GGUF")
+    found = store.recommend(kind="embedding", available_bytes=10**12)
+    assert {r.entry.kind for r in found} == {"embedding"}
+    assert [r.entry.name for r in found if r.local] == ["bge-m3"]
+
+
+def test_without_a_figure_the_machine_is_looked_at(store: ModelStore) -> None:
+    assert store.recommend()[0].available_bytes > 0
+
+
 # --- verify -----------------------------------------------------------------------------------
 
 
