@@ -291,7 +291,7 @@ class ServerManager:
             name=self._record_name,
             role=self._role,
             owner_pid=self._owner_pid,
-            owner_created=registry.own_creation_time(),
+            owner_birth=registry.birth(self._owner_pid) or "",
             engine_pid=view.pid,
             model=view.plan.served_name,
             engine=view.plan.choice.engine.kind,

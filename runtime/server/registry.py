@@ -18,9 +18,6 @@ from runtime.settings import directories, private_folder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Two clocks' rounding: a process that took over the id was created later than this.
-_SAME_INSTANT_S = 0.02
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRecord:
@@ -30,7 +27,7 @@ class ServerRecord:
         name: Unique among servers.
         role: ``"serve"`` for the command of that name, ``"client"`` for one inside a program.
         owner_pid: The owner's process id.
-        owner_created: When that process was created, seconds since the epoch.
+        owner_birth: What tells that process from a later one with the same id.
         engine_pid: The engine's process id, or None between two processes.
         model: The model's API name.
         engine: The engine kind.
@@ -43,7 +40,7 @@ class ServerRecord:
     name: str
     role: str
     owner_pid: int
-    owner_created: float
+    owner_birth: str
     engine_pid: int | None
     model: str
     engine: str
@@ -55,19 +52,27 @@ class ServerRecord:
     @property
     def owner_lives(self) -> bool:
         """Whether the very process that wrote this still runs."""
-        return _is_process(self.owner_pid, self.owner_created)
+        return birth(self.owner_pid) == self.owner_birth
 
 
-def _is_process(pid: int, created: float) -> bool:
+def birth(pid: int) -> str | None:
+    """What tells a process from a later one with the same id; None when there is no such process.
+
+    On Linux the kernel's own count since boot, which setting the clock does not change
+    (proc_pid_stat(5), field 22); elsewhere the time of creation.
+    """
     try:
-        return abs(psutil.Process(pid).create_time() - created) <= _SAME_INSTANT_S
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        # The second field is the program's name in parentheses and may hold anything.
+        return f"{boot} {stat.rpartition(')')[2].split()[19]}"
+    except (OSError, IndexError):
+        if Path("/proc/self/stat").exists():
+            return None
+    try:
+        return f"{psutil.Process(pid).create_time():.2f}"
     except psutil.Error:
-        return False
-
-
-def own_creation_time() -> float:
-    """When this process was created, seconds since the epoch."""
-    return float(psutil.Process().create_time())
+        return None
 
 
 def write(record: ServerRecord) -> None:

@@ -281,10 +281,10 @@ class Supervisor:
 
     def _publish(self, **changes: object) -> None:
         view = replace(self._view, generation=self._view.generation + 1, **changes)  # type: ignore[arg-type]
+        self._on_change(view)  # first, so that whoever sees the view finds its traces on disk
         with self._changed:
             self._view = view
             self._changed.notify_all()
-        self._on_change(view)
 
     def _step(self, event: Event, reason: str, **changes: object) -> None:
         before = self._view.state

@@ -411,7 +411,7 @@ def test_a_record_of_a_dead_owner_is_not_believed(isolated_home: Path) -> None:
     """The process id is alive, but it is another process: this one."""
     registry.write(
         registry.ServerRecord(
-            name="old", role="client", owner_pid=os.getpid(), owner_created=1.0, engine_pid=1,
+            name="old", role="client", owner_pid=os.getpid(), owner_birth="1", engine_pid=1,
             model="m", engine="xllamacpp", base_url=None, state="ready", started_at=None,
             log_path=None,
         )
