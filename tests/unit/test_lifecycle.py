@@ -73,10 +73,15 @@ def test_the_wait_is_bounded() -> None:
 
 def test_the_budget_forgets_old_restarts_and_starts_anew_after_a_stable_time() -> None:
     policy = RestartPolicy(max_restarts=2, window_s=300, stable_after_s=60)
-    spent = {"policy": policy, "now_s": 1000.0, "chance": 0.0}
-    assert restart_delay_s(**spent, earlier_s=[990.0, 995.0], ready_for_s=5.0) is None
-    assert restart_delay_s(**spent, earlier_s=[600.0, 995.0], ready_for_s=5.0) == 0.0
-    assert restart_delay_s(**spent, earlier_s=[990.0, 995.0], ready_for_s=60.0) == 0.0
+
+    def delay(earlier_s: list[float], ready_for_s: float) -> float | None:
+        return restart_delay_s(
+            policy, now_s=1000.0, earlier_s=earlier_s, ready_for_s=ready_for_s, chance=0.0
+        )
+
+    assert delay([990.0, 995.0], 5.0) is None
+    assert delay([600.0, 995.0], 5.0) == 0.0
+    assert delay([990.0, 995.0], 60.0) == 0.0
 
 
 def test_no_restart_when_switched_off() -> None:
