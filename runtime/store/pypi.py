@@ -307,4 +307,4 @@ def _extract_from(
         )
     part.replace(target)
     sync_folder(target.parent)
-    return Fetched(size_bytes=member.file_size, sha256=actual, etag=None)
+    return Fetched(size_bytes=member.file_size, sha256=actual)

@@ -49,6 +49,7 @@ class Fault:
         length: Claim this length of the body.
         redirect: Redirect there.
         hide_length: Send no length: the body ends with the connection.
+        shift: Send a part that begins so many bytes later than was asked for.
         flip: Turn over the bits of this byte of the file.
     """
 
@@ -62,6 +63,7 @@ class Fault:
     length: int | None = None
     redirect: str | None = None
     hide_length: bool = False
+    shift: int = 0
     flip: int | None = None
 
 
@@ -381,7 +383,7 @@ class _Handler(BaseHTTPRequestHandler):
         match = _RANGE.fullmatch(self.headers.get("Range", ""))
         if match and self.server.hub.supports_ranges:
             if self.headers.get("If-Range", etag) == etag:
-                start, status = int(match[1]), 206
+                start, status = int(match[1]) + fault.shift, 206
             if start >= len(data):
                 return self._answer(416, {"Content-Range": f"bytes */{len(data)}"}, b"")
         if fault.flip is not None:

@@ -20,6 +20,7 @@ from runtime.errors import (
 )
 from runtime.settings import Directories
 from runtime.store import Limits, ModelStore, PullProgress
+from runtime.store.records import folder_name
 from tests.fakes.hub import FakeHub, Fault, model_bytes
 
 if TYPE_CHECKING:
@@ -288,6 +289,54 @@ def test_an_address_is_taken_up_by_its_etag(hub: FakeHub, store: ModelStore) -> 
 
     assert store.pull(hub.file_url("m.gguf")).path.read_bytes() == _DATA
     assert hub.sent_bytes("/files/") == len(_DATA)
+
+
+def test_an_address_is_whole_when_only_its_name_was_missing(
+    hub: FakeHub, store: ModelStore, dirs: Directories
+) -> None:
+    """Killed between the last byte and the rename; a folder in the way does the same."""
+    hub.files["m.gguf"] = _DATA
+    hub.faults.append(Fault(path="/files/", status=400))
+    url = hub.file_url("m.gguf")
+    with pytest.raises(DownloadError):
+        store.pull(url)
+    in_the_way = dirs.models / folder_name(url) / "m.gguf" / "x"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(StorageError):
+        store.pull(url)
+    in_the_way.rmdir()
+    in_the_way.parent.rmdir()
+
+    assert store.pull(url).path.read_bytes() == _DATA
+    assert hub.sent_bytes("/files/") == len(_DATA)
+
+
+def test_a_file_that_shrank_is_started_over(hub: FakeHub, store: ModelStore) -> None:
+    hub.add(_REPO, {_FILE: _DATA})
+    hub.faults += [
+        Fault(path="/cdn/", cut_after=1_000_000),
+        Fault(path="/cdn/", status=416, headers={"Content-Range": "bytes */500000"}),
+    ]
+    assert store.pull(_REPO).path.read_bytes() == _DATA
+    assert [seen.start for seen in hub.bodies("/cdn/")] == [0, 0]
+
+
+def test_another_part_than_was_asked_for_is_not_taken(hub: FakeHub, store: ModelStore) -> None:
+    hub.add(_REPO, {_FILE: _DATA})
+    hub.faults += [Fault(path="/cdn/", cut_after=1_000_000), Fault(path="/cdn/", shift=8)]
+    assert store.pull(_REPO).path.read_bytes() == _DATA
+
+
+def test_a_model_that_changed_on_the_hub_is_started_over(hub: FakeHub, store: ModelStore) -> None:
+    hub.add(_REPO, {_FILE: _DATA})
+    hub.faults += [Fault(path="/cdn/", cut_after=1_000_000), Fault(path="/cdn/", status=400)]
+    with pytest.raises(DownloadError):
+        store.pull(_REPO)
+    changed = model_bytes(3_000_000, 6)
+    hub.add(_REPO, {_FILE: changed})
+
+    assert store.pull(_REPO).path.read_bytes() == changed
+    assert [seen.start for seen in hub.bodies("/cdn/")] == [0, 0]
 
 
 def test_without_ranges_a_download_starts_over(hub: FakeHub, store: ModelStore) -> None:
