@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from runtime.errors import (
     TooManyRequestsError,
 )
 from runtime.settings import Directories
-from runtime.store import Limits, ModelStore, PullProgress
+from runtime.store import CatalogEntry, Limits, ModelStore, PullProgress
 from runtime.store.records import folder_name
 from tests.fakes.hub import FakeHub, Fault, model_bytes
 
@@ -577,6 +578,44 @@ def test_progress_tells_phase_bytes_speed_and_time_left(hub: FakeHub, store: Mod
     assert loading[-1].eta_s == pytest.approx((len(_DATA) - done[-1]) / 6e6, abs=0.5)
     assert heard[-1].phase == "done"
     assert heard[-1].done_bytes == heard[-1].total_bytes == len(_DATA)
+
+
+@pytest.mark.parametrize("reference", [_REPO, "tiny"])
+def test_two_threads_make_one_transfer_and_the_second_sees_the_firsts_progress(
+    hub: FakeHub, dirs: Directories, reference: str
+) -> None:
+    entry = CatalogEntry(
+        name="tiny",
+        title="Tiny",
+        kind="chat",
+        sources=(f"hf:{_REPO}/{_FILE}",) if reference == "tiny" else ("other/repo",),
+        license="MIT",
+        parameters=1,
+        quantization="Q4_K_M",
+        context=8,
+        size_bytes=len(_DATA),
+    )
+    store = ModelStore(dirs, offline=False, limits=_QUICK, catalog={"tiny": entry})
+    hub.add(_REPO, {_FILE: _DATA})
+    hub.rate_bytes_s = 3e6
+    heard: list[PullProgress] = []
+    begun = threading.Event()
+    first = threading.Thread(
+        target=store.pull,
+        args=(reference,),
+        kwargs={"progress": lambda event: begun.set() if event.done_bytes else None},
+    )
+    first.start()
+    assert begun.wait(10)
+
+    model = store.pull(reference, progress=heard.append)
+
+    first.join(10)
+    assert model.path.read_bytes() == _DATA
+    assert hub.sent_bytes() == len(_DATA)
+    waited = [event for event in heard if event.phase == "waiting"]
+    assert waited[-1].done_bytes > 0
+    assert waited[-1].total_bytes == (len(_DATA) if reference == "tiny" else None)
 
 
 def test_offline_nothing_is_asked(hub: FakeHub, dirs: Directories, store: ModelStore) -> None:
