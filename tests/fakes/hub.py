@@ -49,6 +49,7 @@ class Fault:
         length: Claim this length of the body.
         redirect: Redirect there.
         hide_length: Send no length: the body ends with the connection.
+        extra: Send so many bytes more than the file has.
         shift: Send a part that begins so many bytes later than was asked for.
         flip: Turn over the bits of this byte of the file.
     """
@@ -63,6 +64,7 @@ class Fault:
     length: int | None = None
     redirect: str | None = None
     hide_length: bool = False
+    extra: int = 0
     shift: int = 0
     flip: int | None = None
 
@@ -388,7 +390,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._answer(416, {"Content-Range": f"bytes */{len(data)}"}, b"")
         if fault.flip is not None:
             data = data[: fault.flip] + bytes([data[fault.flip] ^ 0xFF]) + data[fault.flip + 1 :]
-        part = memoryview(data)[start:]
+        part = memoryview(data + bytes(fault.extra))[start:]
         self.seen.status = status
         self.send_response(status)
         self.send_header("ETag", etag)

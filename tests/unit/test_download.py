@@ -340,6 +340,34 @@ def test_a_model_that_changed_on_the_hub_is_started_over(hub: FakeHub, store: Mo
     assert [seen.start for seen in hub.bodies("/cdn/")] == [0, 0]
 
 
+def test_a_model_of_the_hub_is_whole_when_only_its_name_was_missing(
+    hub: FakeHub, store: ModelStore, dirs: Directories
+) -> None:
+    hub.add(_REPO, {_FILE: _DATA})
+    in_the_way = dirs.models / folder_name(f"{_REPO}/{_FILE}") / _FILE / "x"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(StorageError):
+        store.pull(_REPO)
+    in_the_way.rmdir()
+    in_the_way.parent.rmdir()
+
+    assert store.pull(_REPO).path.read_bytes() == _DATA
+    assert len([seen for seen in hub.seen if "/cdn/" in seen.path]) == 1
+
+
+def test_a_body_without_a_length_ends_where_the_hub_said(hub: FakeHub, store: ModelStore) -> None:
+    hub.add(_REPO, {_FILE: _DATA})
+    hub.faults += [
+        Fault(path="/cdn/", hide_length=True, extra=9),
+        Fault(path="/cdn/", hide_length=True, cut_after=1_000_000),
+        Fault(path="/cdn/", hide_length=True),
+    ]
+    with pytest.raises(DownloadError, match="more than the 3,000,000 bytes"):
+        store.pull(_REPO)
+    assert store.pull(_REPO).path.read_bytes() == _DATA
+    assert [seen.start for seen in hub.bodies("/cdn/")] == [0, 0, 1_000_000]
+
+
 def test_without_ranges_a_download_starts_over(hub: FakeHub, store: ModelStore) -> None:
     hub.supports_ranges = False
     hub.add(_REPO, {_FILE: _DATA})
