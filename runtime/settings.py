@@ -85,13 +85,17 @@ class ServerConfig(BaseSettings):
         None, repr=False, description="None: a random one a start; empty: no key is asked for."
     )
     alias: str | None = Field(None, description="The model's name in the API; None: its own name.")
-    ctx_size: int | None = Field(
+    ctx_size: Literal["auto"] | Annotated[int, Field(gt=0)] | None = Field(
         None,
-        gt=0,
-        description="Tokens one request may hold, whatever the number of slots. "
-        f"None: {DEFAULT_CTX_SIZE}, or the training context when that is smaller.",
+        union_mode="left_to_right",
+        description="Tokens one request may hold, whatever the number of slots. auto: as many as "
+        f"memory allows. None: {DEFAULT_CTX_SIZE}, or the training context when that is smaller.",
     )
-    parallel: int = Field(4, ge=1, le=256, description="Slots: requests decoded at once.")
+    parallel: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = Field(
+        4,
+        union_mode="left_to_right",
+        description="Slots: requests decoded at once. auto: as many as memory allows, up to 4.",
+    )
     threads: int | None = Field(
         None, ge=1, description="None: the least of cores, affinity and cgroup quota."
     )
@@ -120,6 +124,12 @@ class ServerConfig(BaseSettings):
     )
     startup_stall_timeout_s: float = Field(
         60.0, gt=0, description="Longest silence (no output, no CPU time) while starting."
+    )
+    wedge_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="Shortest time that a request's tokens may stand still before the engine is "
+        "taken for stuck and replaced; slow machines get more, by measurement.",
     )
     stop_grace_s: float = Field(
         5.0, ge=0, description="Seconds between the request to end and the kill."

@@ -152,6 +152,14 @@ def no_process_left() -> Iterator[None]:
     assert not left, f"left behind: {left}"
 
 
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended; one that its parent has not collected yet has."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def wait_until(what: str, condition: Callable[[], bool], *, timeout_s: float = 10.0) -> None:
     """Poll to a deadline whose failure says what was awaited."""
     deadline = time.monotonic() + timeout_s

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -234,10 +233,6 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         output.note("Stopped.")
         code = output.EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a pipe went away: that is its right. Python would complain at exit.
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-        code = 0
     except LLMError as exc:
         if debug_wanted():
             raise

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from runtime.errors import (
     EngineStartError,
@@ -41,8 +40,6 @@ EXIT_INTERRUPTED = 130
 PLAIN_PROGRESS_EVERY_S = 5.0
 
 err = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
-PIPED_WIDTH = 500
 
 
 def result(text: str) -> None:
@@ -73,14 +70,12 @@ def say(label: str, text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table of results; plain columns, so that it can be piped."""
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        shown.add_column(column, overflow="fold", no_wrap=column != columns[-1])
-    for row in rows:
-        shown.add_row(*(escape(cell) for cell in row))
-    # A pipe has no width of its own: a program that reads it wants one row a line.
-    out.print(shown, width=None if out.is_terminal else PIPED_WIDTH)
+    """A table of results, one row a line and nothing cut off, so that it can be piped."""
+    lines = [columns, *rows]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        result("  ".join(cells).rstrip())
 
 
 def size(count: int | None) -> str:

@@ -6,8 +6,9 @@ import dataclasses
 import ipaddress
 import os
 import signal
+import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,19 +202,26 @@ def stop(server: str | None) -> None:
         if record.owner_lives:  # the very process, not one that took over its id
             owner.terminate()
             output.note(f"Ending {record.name} ({record.model}) ...")
-            owner.wait(STOP_PATIENCE_S)
+            _wait_for_end(owner, record)
     except psutil.NoSuchProcess:
         pass  # it ended meanwhile, which is what was wanted
     except psutil.AccessDenied as exc:
         raise LLMProviderError(
             f"Process {record.owner_pid} belongs to another user.", hint="Ask that user."
         ) from exc
-    except psutil.TimeoutExpired as exc:
-        raise LLMProviderError(
-            f"Process {record.owner_pid} did not end within {STOP_PATIENCE_S:.0f} s.",
-            hint=f"kill -9 {record.owner_pid} ends it and its engine.",
-        ) from exc
     output.note("Ended.")
+
+
+def _wait_for_end(owner: psutil.Process, record: ServerRecord) -> None:
+    deadline = time.monotonic() + STOP_PATIENCE_S
+    while record.owner_lives:
+        if time.monotonic() > deadline:
+            raise LLMProviderError(
+                f"Process {record.owner_pid} did not end within {STOP_PATIENCE_S:.0f} s.",
+                hint=f"kill -9 {record.owner_pid} ends it and its engine.",
+            )
+        with suppress(psutil.TimeoutExpired):
+            owner.wait(0.1)
 
 
 @click.command()

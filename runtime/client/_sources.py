@@ -11,11 +11,12 @@ from runtime.errors import LLMError
 from runtime.inference import discovery, transport
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from runtime.inference.clock import Limits
     from runtime.server.manager import ServerManager
     from runtime.settings import ServerConfig
+    from runtime.store import PullProgress
 
 
 class EndpointSource(Protocol):
@@ -63,10 +64,16 @@ class EndpointSource(Protocol):
 class ManagedSource:
     """A server that is started here and ends with the client."""
 
-    def __init__(self, config: ServerConfig, *, offline: bool | None) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        offline: bool | None,
+        progress: Callable[[PullProgress], None] | None = None,
+    ) -> None:
         from runtime.server.manager import ServerManager  # noqa: PLC0415 - not for attached ones
 
-        self.manager: ServerManager = ServerManager(config, offline=offline)
+        self.manager: ServerManager = ServerManager(config, offline=offline, progress=progress)
         self.manager.start()
         self._current = self.manager.wait_ready()
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from runtime.inference.payload import Wish
     from runtime.server.manager import ServerManager
     from runtime.settings import ServerConfig
+    from runtime.store import PullProgress
 
 T = TypeVar("T")
 
@@ -74,6 +75,7 @@ class LlamaClient:
         stall_timeout_s: float = _DEFAULTS.stall_timeout_s,
         max_retries: int = _DEFAULTS.max_retries,
         on_truncation: Literal["error"] = "error",
+        progress: Callable[[PullProgress], None] | None = None,
         **server_options: Unpack[ServerOptions],
     ) -> None:
         """Start a server, or attach to one.
@@ -93,6 +95,7 @@ class LlamaClient:
             stall_timeout_s: Seconds between two pieces of a streamed answer.
             max_retries: How often a request is sent again by itself.
             on_truncation: What becomes of structured answers that were cut off: they are an error.
+            progress: Told about the download of models that are not on this machine yet.
             server_options: Fields of :class:`runtime.ServerConfig`.
 
         Raises:
@@ -121,6 +124,7 @@ class LlamaClient:
         )
         self._settings = settings
         self._limits = limits
+        self._progress = progress
         self._backend = Backend(name=name, config_hash=settings.hash())
         self._board = Switchboard()
         self._lock = threading.Lock()
@@ -129,7 +133,9 @@ class LlamaClient:
         self._embedder: ManagedSource | None = None
         self._source: EndpointSource
         if settings.server is not None:
-            self._source = self._managed = ManagedSource(settings.server, offline=offline)
+            self._source = self._managed = ManagedSource(
+                settings.server, offline=offline, progress=progress
+            )
         else:
             self._source = AttachedSource(
                 settings.base_url or "",
@@ -363,5 +369,7 @@ class LlamaClient:
                 raise flow.client_closed()
             if self._embedder is None:
                 own = embedding_config(config, model)
-                self._embedder = ManagedSource(own, offline=self._settings.offline)
+                self._embedder = ManagedSource(
+                    own, offline=self._settings.offline, progress=self._progress
+                )
             return self._embedder

@@ -25,6 +25,8 @@ class State(enum.StrEnum):
     """The process exists and loads the model."""
     READY = "ready"
     """Requests are answered."""
+    SUSPECT = "suspect"
+    """A request is at work and its tokens stand still: no new one is let in."""
     BACKOFF = "backoff"
     """The process died; another will be started in a moment."""
     STOPPING = "stopping"
@@ -41,6 +43,8 @@ class Event(enum.StrEnum):
     UNRESOLVED = "unresolved"
     SPAWNED = "spawned"
     HEALTHY = "healthy"
+    SUSPECTED = "suspected"
+    RECOVERED = "recovered"
     CRASHED = "crashed"
     """The process is gone, and another try may fare better."""
     DOOMED = "doomed"
@@ -68,6 +72,11 @@ _NEXT: Final[dict[tuple[State, Event], State]] = {
     (State.READY, Event.CRASHED): State.BACKOFF,
     (State.READY, Event.DOOMED): State.FAILED,
     (State.READY, Event.STOP): State.STOPPING,
+    (State.READY, Event.SUSPECTED): State.SUSPECT,
+    (State.SUSPECT, Event.RECOVERED): State.READY,
+    (State.SUSPECT, Event.CRASHED): State.BACKOFF,
+    (State.SUSPECT, Event.DOOMED): State.FAILED,
+    (State.SUSPECT, Event.STOP): State.STOPPING,
     (State.BACKOFF, Event.RETRY): State.RESOLVING,
     (State.BACKOFF, Event.STOP): State.STOPPED,
     (State.STOPPING, Event.GONE): State.STOPPED,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from runtime.engines.base import Endpoint
     from runtime.server.plan import LaunchPlan
     from runtime.server.snapshot import ServerSnapshot
-    from runtime.server.supervisor import View
+    from runtime.server.view import View
     from runtime.settings import ServerConfig
     from runtime.store import PullProgress
 

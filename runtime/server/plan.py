@@ -9,20 +9,23 @@ import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from runtime.engines.base import LaunchSpec
 from runtime.engines.detect import choose, gpu_asked_for, place
 from runtime.errors import ConfigError, EngineStartError, StorageError
-from runtime.hardware import cpu_budget, gpu_hint
+from runtime.hardware import cpu_budget, gpu_hint, memory
 from runtime.server.logs import forget_old_logs
 from runtime.settings import DEFAULT_CTX_SIZE, directories, private_folder
+from runtime.store.fit import ALL_LAYERS, PlanRequest, check_fits, fit_sizes
 from runtime.store.gguf import read_facts
+from runtime.store.memory_plan import DEFAULT_BATCH
 
 if TYPE_CHECKING:
     from runtime.engines.base import EngineCommand
     from runtime.engines.detect import Choice, Placement
     from runtime.settings import ServerConfig
+    from runtime.store.fit import MemoryPlan
     from runtime.store.gguf import ModelFacts
     from runtime.store.local import LocalModel
 
@@ -38,6 +41,7 @@ class LaunchPlan:
         placement: GPU or CPU and why.
         spec: Everything the engine needs to know.
         command: How it is started.
+        memory: What it is reckoned to take.
         context_why: Why the context has this size.
         threads_why: Why there are so many threads.
         notes: What is not as one might expect.
@@ -50,6 +54,7 @@ class LaunchPlan:
     placement: Placement
     spec: LaunchSpec
     command: EngineCommand
+    memory: MemoryPlan
     context_why: str
     threads_why: str
     notes: tuple[str, ...]
@@ -83,9 +88,26 @@ def plan_launch(
     gpu_present = config.device != "cpu" and gpu_hint()
     choice = choose(config, gpu_present=gpu_present)
     placement = place(config, choice.info, gpu_present=gpu_present)
-    slot_ctx, context_why = _context(config, facts)
     threads, threads_why = _threads(config)
+    lora = tuple(_file(path, "lora") for path in config.lora)
+    mmproj = _file(config.mmproj, "mmproj") if config.mmproj else model.mmproj
     single_slot = choice.engine.kind == "llama-cpp-python"
+    sizes, context_why = _sizes(
+        config.model_copy(update={"parallel": 1}) if single_slot else config,
+        PlanRequest(
+            facts=facts,
+            slot_ctx=DEFAULT_CTX_SIZE,
+            cache_type_k=config.cache_type_k,
+            cache_type_v=config.cache_type_v,
+            gpu_layers=placement.gpu_layers if placement.gpu_layers >= 0 else ALL_LAYERS,
+            flash_attn=config.flash_attn,
+            embeddings=config.embeddings,
+            batch=_largest_batch(config, facts),
+            projector=read_facts(mmproj) if mmproj else None,
+            draft=read_facts(draft) if draft else None,
+            adapter_bytes=sum(path.stat().st_size for path in lora),
+        ),
+    )
     spec = LaunchSpec(
         model_path=model.path,
         alias=config.alias or model.name,
@@ -93,8 +115,8 @@ def plan_launch(
         api_key=api_key,
         host=config.host,
         port=config.port,
-        slot_ctx=slot_ctx,
-        parallel=1 if single_slot else config.parallel,
+        slot_ctx=sizes.request.slot_ctx,
+        parallel=sizes.request.parallel,
         threads=threads,
         gpu_layers=placement.gpu_layers,
         embeddings=config.embeddings,
@@ -102,15 +124,14 @@ def plan_launch(
         cache_type_k=config.cache_type_k,
         cache_type_v=config.cache_type_v,
         flash_attn=config.flash_attn,
-        lora=tuple(_file(path, "lora") for path in config.lora),
-        mmproj=_file(config.mmproj, "mmproj") if config.mmproj else model.mmproj,
+        lora=lora,
+        mmproj=mmproj,
         draft_model=draft,
         chat_template=config.chat_template,
-        physical_batch=slot_ctx if facts.is_embedding_model else None,
+        physical_batch=sizes.request.batch if facts.is_embedding_model else None,
         extra_args=config.extra_args,
         env=dict(config.env),
     )
-    _refuse_too_large(config, facts, spec)
     command = choice.engine.command(spec)
     log_path, log_notes = _log_file(config, spec)
     return LaunchPlan(
@@ -120,9 +141,10 @@ def plan_launch(
         placement=placement,
         spec=spec,
         command=command,
+        memory=sizes,
         context_why=context_why,
         threads_why=threads_why,
-        notes=(*model.notes, *command.notes, *log_notes),
+        notes=(*model.notes, *command.notes, *sizes.uncertain, *log_notes),
         log_path=log_path,
     )
 
@@ -138,19 +160,39 @@ def _log_file(config: ServerConfig, spec: LaunchSpec) -> tuple[Path | None, tupl
     return folder / f"{stem}-{stamp}-{spec.nonce.removeprefix('~')}.log", ()
 
 
-def _context(config: ServerConfig, facts: ModelFacts) -> tuple[int, str]:
-    trained = facts.context_train
+def _sizes(config: ServerConfig, request: PlanRequest) -> tuple[MemoryPlan, str]:
+    """How many tokens a request may hold and how many slots there are, and what that takes.
+
+    Raises:
+        ModelTooLargeError: It does not fit into the memory there is.
+    """
+    trained = request.facts.context_train
+    ctx_size: int | Literal["auto"]
     if config.ctx_size is None:
+        ctx_size, why = DEFAULT_CTX_SIZE, "the default"
         if trained and trained < DEFAULT_CTX_SIZE:
-            return trained, "the model's training context, which is below the default"
-        return DEFAULT_CTX_SIZE, "the default"
-    if trained and config.ctx_size > trained:
-        # The engine would cut it in silence.
-        return trained, (
-            f"ctx_size={config.ctx_size} is more than the {trained} tokens this model was "
-            "trained for"
-        )
-    return config.ctx_size, "ctx_size was set"
+            ctx_size = trained
+            why = "the model's training context, which is below the default"
+    elif config.ctx_size != "auto" and trained and config.ctx_size > trained:
+        ctx_size = trained  # the engine would cut it in silence
+        why = f"ctx_size={config.ctx_size} is more than the {trained} tokens it was trained for"
+    else:
+        ctx_size = config.ctx_size
+        why = "ctx_size was set"
+    has = memory()
+    found = fit_sizes(request, has, ctx_size=ctx_size, parallel=config.parallel)
+    if request.gpu_layers == 0:
+        # What the engine will put on a GPU is known only once it has looked at it.
+        check_fits(found.plan, has)
+    return found.plan, found.why if "auto" in (config.ctx_size, config.parallel) else why
+
+
+def _largest_batch(config: ServerConfig, facts: ModelFacts) -> int:
+    """Tokens computed at once. A model that only embeds must see a whole input at once."""
+    if not facts.is_embedding_model:
+        return DEFAULT_BATCH
+    wanted = config.ctx_size if isinstance(config.ctx_size, int) else DEFAULT_CTX_SIZE
+    return min(wanted, facts.context_train or wanted)
 
 
 def _threads(config: ServerConfig) -> tuple[int, str]:
@@ -176,22 +218,6 @@ def _file(path: str, setting: str) -> Path:
             f"{setting} names {found}, and there is no such file.", hint="Check the path."
         )
     return found
-
-
-def _refuse_too_large(config: ServerConfig, facts: ModelFacts, spec: LaunchSpec) -> None:
-    # Loaded late: the plan is arithmetic over many facts that nothing else here needs.
-    from runtime.hardware import memory  # noqa: PLC0415
-    from runtime.store.fit import check_fits, plan_memory  # noqa: PLC0415
-
-    if config.device == "cpu" or spec.gpu_layers == 0:
-        plan = plan_memory(
-            facts,
-            slot_ctx=spec.slot_ctx,
-            parallel=spec.parallel,
-            cache_type_k=config.cache_type_k,
-            cache_type_v=config.cache_type_v,
-        )
-        check_fits(plan, memory())
 
 
 def refuse_taken_port(host: str, port: int) -> None:

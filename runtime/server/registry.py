@@ -65,7 +65,9 @@ def birth(pid: int) -> str | None:
         stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
         # The second field is the program's name in parentheses and may hold anything.
-        return f"{boot} {stat.rpartition(')')[2].split()[19]}"
+        fields = stat.rpartition(")")[2].split()
+        # A process that ended and was not collected yet is none any more.
+        return None if fields[0] == "Z" else f"{boot} {fields[19]}"
     except (OSError, IndexError):
         if Path("/proc/self/stat").exists():
             return None

@@ -17,7 +17,7 @@ from runtime.server.lifecycle import State
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from runtime.server.supervisor import View
+    from runtime.server.view import View
     from runtime.settings import ServerConfig
 
 READ_BUDGET_S = 0.15
@@ -53,7 +53,8 @@ class ServerSnapshot:
         threads: ``requested``, ``actual``, ``why``.
         device: ``requested``, ``actual``, ``gpu_layers`` (``offloaded``, ``total``), ``why``,
             ``devices``.
-        memory: ``rss_bytes`` of the engine, ``keeper_rss_bytes``.
+        memory: ``rss_bytes`` of the engine, ``keeper_rss_bytes``, and ``planned_bytes``, the
+            largest resident size that was reckoned with before the launch.
         tokens: ``prompt``, ``prompt_cached``, ``generated`` since the engine started.
         speed: ``prompt_tokens_per_s``, ``generated_tokens_per_s``, means since the start.
         health: ``ok`` and ``message``.
@@ -167,7 +168,11 @@ def take_snapshot(config: ServerConfig, view: View, *, poll_interval_s: float) -
             "why": plan.threads_why if plan else None,
         },
         device=_device(view),
-        memory={"rss_bytes": live.rss_bytes, "keeper_rss_bytes": live.keeper_rss_bytes},
+        memory={
+            "rss_bytes": live.rss_bytes,
+            "keeper_rss_bytes": live.keeper_rss_bytes,
+            "planned_bytes": plan.memory.resident_bytes if plan else None,
+        },
         tokens={
             "prompt": _whole(live.counters.get("prompt_tokens_total")),
             "prompt_cached": _whole(live.counters.get("prompt_tokens_cached_total")),
@@ -283,6 +288,8 @@ def _device(view: View) -> dict[str, object]:
 
 
 def _health(view: View, live: _Live) -> dict[str, object]:
+    if view.state is State.SUSPECT:
+        return {"ok": False, "message": view.history[-1].reason}
     if view.state is not State.READY:
         return {"ok": False, "message": f"the server is {view.state.value}"}
     if live.responds is False:

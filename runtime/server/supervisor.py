@@ -1,7 +1,6 @@
 """The supervisor: one thread owns everything that changes about a managed server.
 
-Callers post requests and wait; readers take the latest :class:`View`, which is replaced whole. The
-loop sleeps until something happens: a request, a word of the keeper, output, or a deadline.
+Callers post requests and wait; readers take the latest :class:`View`, which is replaced whole.
 """
 
 from __future__ import annotations
@@ -9,13 +8,10 @@ from __future__ import annotations
 import logging
 import os
 import random
-import selectors
 import threading
 import time
-from collections import deque
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -23,93 +19,34 @@ from runtime.contracts import Provenance
 from runtime.engines.base import Endpoint
 from runtime.errors import EngineStartError, LLMError, LLMProviderError
 from runtime.server import lifecycle, probe
-from runtime.server.diagnosis import diagnose, ending, signal_name
+from runtime.server.diagnosis import Diagnosis, diagnose, ending, signal_name
 from runtime.server.launcher import EngineProcess, ExecFailed, Exited, Spawned
 from runtime.server.lifecycle import Event, State, Transition
 from runtime.server.logs import LogTail
+from runtime.server.loop import Loop
+from runtime.server.view import LastExit, View
+from runtime.server.watchdog import Watchdog, first_step_s, slots_at_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-    from runtime.engines.base import Device
+    from runtime.engines.base import EngineCapabilities
     from runtime.server.plan import LaunchPlan
     from runtime.settings import ServerConfig
 
 log = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
 HISTORY_KEPT = 50
 CONFIRM_AGAIN_S = 0.02
 STALL_CHECK_S = 1.0
 KILL_PATIENCE_S = 2.0
+WATCH_IDLE_S = 5.0
+WATCH_WORKING_S = 1.0
+LOOK_TIMEOUT_S = 0.5
 CPU_PROGRESS_S = 0.05
+BATCH_TOKENS = 2048  # llama.cpp's default logical batch: progress shows once a batch
 ERROR_TAIL_LINES = 20
 DIAGNOSIS_LINES = 200  # a traceback may push the telling line far up
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LastExit:
-    """How the last engine process ended.
-
-    Attributes:
-        at: When, ISO 8601, UTC.
-        code: Exit code, or None.
-        signal: The signal's name, or None.
-        diagnosis: A short machine-readable cause.
-        reason: The cause in words.
-        while_state: What the server was doing.
-    """
-
-    at: str
-    code: int | None
-    signal: str | None
-    diagnosis: str
-    reason: str
-    while_state: State
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """Everything known about the server at one moment; a new one replaces it at each change.
-
-    Attributes:
-        generation: Grows with each change.
-        state: Where the server is in its life.
-        plan: The launch that is running or was last tried.
-        pid: The engine's process id while it exists.
-        keeper_pid: The keeper's process id while it exists.
-        started_at: When the engine process was started, ISO 8601, UTC.
-        ready_at: When it became ready.
-        restarts: How often it was started again by itself since start() was called.
-        last_exit: How the last process ended.
-        endpoint: Where to send requests, while ready.
-        properties: What the engine says about itself, while ready.
-        devices: Devices the engine lists.
-        engine_version: As the engine prints it.
-        layers_offloaded: Layers on the GPU and layers in all, when the engine says so.
-        error: Why it failed, while failed.
-        log_path: The file with the engine's output.
-        history: The last transitions, oldest first.
-    """
-
-    generation: int = 0
-    state: State = State.STOPPED
-    plan: LaunchPlan | None = None
-    pid: int | None = None
-    keeper_pid: int | None = None
-    started_at: str | None = None
-    ready_at: str | None = None
-    restarts: int = 0
-    last_exit: LastExit | None = None
-    endpoint: Endpoint | None = None
-    properties: probe.Properties | None = None
-    devices: tuple[Device, ...] = ()
-    engine_version: str | None = None
-    layers_offloaded: tuple[int, int] | None = None
-    error: LLMError | None = None
-    log_path: Path | None = None
-    history: tuple[Transition, ...] = ()
 
 
 class Supervisor:
@@ -134,11 +71,16 @@ class Supervisor:
         self._on_change = on_change
         self._view = View()
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._latest_thread: threading.Thread | None = None
-        self._inbox: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._gate = threading.Lock()
-        self._wake_fd = -1
+        self._loop = Loop("llama-runtime-supervisor", on_defect=self._abandon)
+        self._process: EngineProcess | None = None
+        self._restarted_s: list[float] = []
+        self._candidate: str | None = None
+        self._ready_s: float | None = None
+        self._was_ready = False
+        self._doom: EngineStartError | None = None
+        self._watchdog: Watchdog | None = None
+        self._held_endpoint: Endpoint | None = None
+        self._wedged: str | None = None
         self.tail = LogTail()
 
     @property
@@ -162,122 +104,44 @@ class Supervisor:
     def begin(self) -> bool:
         """Ask for a start. True when the caller is the one who has to resolve and launch."""
         while True:
-            with self._gate:
-                if self._thread is None:
-                    self._start_thread()
-            reply = self._call(self._do_begin)
+            self._loop.start()
+            reply = self._loop.call(self._do_begin)
             if reply is not None:
                 return reply
 
     def launch(self, plan: LaunchPlan) -> None:
         """Hand in the decided launch; ignored when a stop came meanwhile."""
-        self._call(lambda: self._do_launch(plan))
+        self._loop.call(lambda: self._do_launch(plan))
 
     def unresolved(self, error: BaseException) -> None:
         """Tell that no launch could be decided."""
-        self._call(lambda: self._do_unresolved(error))
+        self._loop.call(lambda: self._do_unresolved(error))
 
     def stop(self) -> None:
         """Ask for the end; wait with :meth:`wait_for`, then :meth:`join`."""
-        self._call(self._do_stop)
+        self._loop.call(self._do_stop)
 
     def join(self, timeout_s: float) -> None:
         """Wait for the thread to end after a stop."""
-        thread = self._latest_thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout_s)
+        self._loop.join(timeout_s)
 
-    def _call(self, request: Callable[[], _T]) -> _T | None:
-        """Have the supervisor's thread run ``request``; None when there is no thread any more."""
-        reply: Future[_T | None] = Future()
-        with self._gate:
-            if self._thread is None:
-                return None
-            self._inbox.append((request, reply))
-            os.write(self._wake_fd, b"x")
-        return reply.result()
-
-    def _start_thread(self) -> None:
-        wake_read, self._wake_fd = os.pipe()
-        os.set_blocking(wake_read, False)
-        self._thread = self._latest_thread = threading.Thread(
-            target=self._run, args=(wake_read,), name="llama-runtime-supervisor", daemon=True
-        )
-        self._thread.start()
-
-    # --- the loop: the supervisor's thread only -----------------------------------------------
-
-    def _run(self, wake_read: int) -> None:
-        try:
-            self._watch(wake_read)
-        finally:
-            with self._gate:  # from here on nobody can post to this thread
-                self._thread = None
-                os.close(wake_read)
-                os.close(self._wake_fd)
-                late = list(self._inbox)
-                self._inbox.clear()
-            for _, reply in late:
-                reply.set_result(None)
-
-    def _watch(self, wake_read: int) -> None:
-        self._process: EngineProcess | None = None
-        self._timers: dict[str, tuple[float, Callable[[], None]]] = {}
-        self._restarted_s: list[float] = []
-        self._candidate: str | None = None
-        self._ready_s: float | None = None
-        self._was_ready = False
-        self._doom: EngineStartError | None = None
-        self._end = False
-        with selectors.DefaultSelector() as self._selector:
-            self._selector.register(wake_read, selectors.EVENT_READ, self._read_requests)
-            self._wake_read = wake_read
-            try:
-                while not self._end:
-                    for key, _ in self._selector.select(self._patience_s()):
-                        key.data()
-                    self._run_due_timers()
-            except Exception as exc:  # the top of a thread: a defect must not look like a hang
-                log.exception("the supervisor of %s ended by a defect", self._config.model)
-                self._abandon(exc)
+    # --- from here on: the supervisor's thread only -------------------------------------------
 
     def _abandon(self, exc: Exception) -> None:
+        """A defect of ours: leave no engine behind, and no caller waiting."""
+        log.error("the supervisor of %s ended by a defect", self._config.model, exc_info=exc)
         if self._process is not None:
             self._process.kill_keeper()
             self._process.close()
-        error = LLMProviderError(f"The supervisor ended by a defect of its own: {exc!r}.")
+            self._process = None
         self._publish(
             state=State.FAILED,
-            error=error,
+            error=LLMProviderError(f"The supervisor ended by a defect of its own: {exc!r}."),
             pid=None,
             keeper_pid=None,
             endpoint=None,
             properties=None,
         )
-
-    def _patience_s(self) -> float | None:
-        if not self._timers:
-            return None
-        return max(0.0, min(at for at, _ in self._timers.values()) - time.monotonic())
-
-    def _run_due_timers(self) -> None:
-        now = time.monotonic()
-        for name, (at, action) in list(self._timers.items()):
-            if at <= now and self._timers.get(name) == (at, action):
-                del self._timers[name]
-                action()
-
-    def _after(self, delay_s: float, name: str, action: Callable[[], None]) -> None:
-        self._timers[name] = (time.monotonic() + delay_s, action)
-
-    def _read_requests(self) -> None:
-        os.read(self._wake_read, 4096)
-        while self._inbox:
-            request, reply = self._inbox.popleft()
-            try:
-                reply.set_result(request())
-            except Exception as exc:  # noqa: BLE001 - belongs to whoever asked
-                reply.set_exception(exc)
 
     def _publish(self, **changes: object) -> None:
         view = replace(self._view, generation=self._view.generation + 1, **changes)  # type: ignore[arg-type]
@@ -294,7 +158,7 @@ class Supervisor:
         )
         log.info("%s: %s -> %s: %s", self._config.model, before, after, reason)
         history = (*self._view.history, transition)[-HISTORY_KEPT:]
-        self._end = after in lifecycle.RESTING_STATES
+        self._loop.ending = after in lifecycle.RESTING_STATES
         self._publish(state=after, history=history, **changes)
 
     # --- what callers ask for -----------------------------------------------------------------
@@ -319,17 +183,17 @@ class Supervisor:
     def _do_stop(self) -> None:
         state = self._view.state
         if lifecycle.accepts(state, Event.STOP):
-            self._timers.clear()
+            self._loop.cancel_timers()
             self._step(Event.STOP, "a stop was asked for", endpoint=None, properties=None)
             if self._view.state is State.STOPPING and self._process is not None:
                 self._process.terminate()
-                self._after(self._config.stop_grace_s, "grace", self._grace_is_over)
+                self._loop.after(self._config.stop_grace_s, "grace", self._grace_is_over)
 
     def _grace_is_over(self) -> None:
         if self._process is not None:
             log.warning("%s: still there after the grace period: killed", self._config.model)
             self._process.kill()
-            self._after(KILL_PATIENCE_S, "keeper", self._process.kill_keeper)
+            self._loop.after(KILL_PATIENCE_S, "keeper", self._process.kill_keeper)
 
     # --- the process --------------------------------------------------------------------------
 
@@ -354,11 +218,11 @@ class Supervisor:
             self._step(Event.DOOMED, exc.message, error=exc)
             return
         self._process = process
-        self._selector.register(process.events_fd, selectors.EVENT_READ, self._read_events)
-        self._selector.register(process.output_fd, selectors.EVENT_READ, self._read_output)
+        self._loop.watch(process.events_fd, self._read_events)
+        self._loop.watch(process.output_fd, self._read_output)
         self._progress_s = time.monotonic()
         self._cpu_s = 0.0
-        self._after(STALL_CHECK_S, "stall", self._check_stall)
+        self._loop.after(STALL_CHECK_S, "stall", self._check_stall)
 
     def _read_events(self) -> None:
         process = self._process
@@ -386,7 +250,7 @@ class Supervisor:
             return
         data = self._process.read_output()
         if data == b"":
-            self._selector.unregister(self._process.output_fd)
+            self._loop.unwatch(self._process.output_fd)
         elif data:
             self._progress_s = time.monotonic()
             self._take_lines(self.tail.feed(data))
@@ -429,7 +293,7 @@ class Supervisor:
         elif seen.verdict == "ready":
             self._ready(plan, url)
         else:
-            self._after(CONFIRM_AGAIN_S, "confirm", self._confirm)
+            self._loop.after(CONFIRM_AGAIN_S, "confirm", self._confirm)
 
     def _ready(self, plan: LaunchPlan, url: str) -> None:
         spec = plan.spec
@@ -443,7 +307,7 @@ class Supervisor:
             engine_file=info.path,
             embeddings=spec.embeddings,
         )
-        self._timers.clear()
+        self._loop.cancel_timers()
         self._ready_s = time.monotonic()
         self._was_ready = True
         self._step(
@@ -462,10 +326,58 @@ class Supervisor:
             ),
         )
 
+        self._begin_watch(plan, properties.capabilities)
+
+    def _begin_watch(self, plan: LaunchPlan, able: EngineCapabilities) -> None:
+        self._watchdog = None
+        if not able.slots:
+            return  # this engine does not show its progress: the client's own deadlines remain
+        self._watchdog = Watchdog(
+            floor_s=self._config.wedge_timeout_s,
+            first_step_s=first_step_s(
+                parameters=plan.facts.parameters, batch=BATCH_TOKENS, threads=plan.spec.threads
+            ),
+            now_s=time.monotonic(),
+        )
+        self._watch_again()
+
+    def _watch_again(self) -> None:
+        working = self._watchdog is not None and self._watchdog.working
+        pause_s = min(
+            WATCH_WORKING_S if working else WATCH_IDLE_S, self._config.wedge_timeout_s / 4
+        )
+        self._loop.after(pause_s, "watch", self._look)
+
+    def _look(self) -> None:
+        """Do tokens move? A suspect takes no new requests; one that is stuck is replaced."""
+        view, dog, process = self._view, self._watchdog, self._process
+        endpoint = view.endpoint or self._held_endpoint
+        if dog is None or process is None or process.pid is None or endpoint is None:
+            return
+        reply = probe.ask(
+            endpoint.base_url, "/slots", api_key=endpoint.api_key, timeout_s=LOOK_TIMEOUT_S
+        )
+        now = time.monotonic()
+        verdict = dog.look(
+            now_s=now, cpu_s=_cpu_seconds(process.pid), slots=slots_at_work(reply.body)
+        )
+        standing = f"no token has moved for {dog.standing_s(now):.0f} s (limit {dog.limit_s:.0f} s)"
+        if verdict == "fine" and view.state is State.SUSPECT:
+            self._step(Event.RECOVERED, "tokens move again", endpoint=endpoint)
+        elif verdict != "fine" and view.state is State.READY:
+            self._held_endpoint = endpoint
+            self._step(Event.SUSPECTED, standing, endpoint=None)
+        if verdict == "stuck":
+            self._wedged = f"it was stuck: {standing}"
+            process.kill()
+            self._loop.after(KILL_PATIENCE_S, "keeper", process.kill_keeper)
+            return
+        self._watch_again()
+
     def _check_stall(self) -> None:
         """A start may take any time, as long as something moves: output, or processor time."""
         if self._process is None or self._process.pid is None:
-            self._after(STALL_CHECK_S, "stall", self._check_stall)
+            self._loop.after(STALL_CHECK_S, "stall", self._check_stall)
             return
         cpu_s = _cpu_seconds(self._process.pid)
         if cpu_s - self._cpu_s > CPU_PROGRESS_S:
@@ -473,7 +385,7 @@ class Supervisor:
             self._progress_s = time.monotonic()
         silence_s = time.monotonic() - self._progress_s
         if silence_s < self._config.startup_stall_timeout_s:
-            self._after(STALL_CHECK_S, "stall", self._check_stall)
+            self._loop.after(STALL_CHECK_S, "stall", self._check_stall)
             return
         self._fail_start(
             "stalled",
@@ -484,7 +396,7 @@ class Supervisor:
 
     def _fail_start(self, diagnosis: str, message: str, hint: str) -> None:
         """End a process that will never be ready; its end then tells why."""
-        self._timers.clear()
+        self._loop.cancel_timers()
         self._doom = EngineStartError(
             message,
             diagnosis=diagnosis,
@@ -494,7 +406,7 @@ class Supervisor:
         )
         if self._process is not None:
             self._process.kill()
-            self._after(KILL_PATIENCE_S, "keeper", self._process.kill_keeper)
+            self._loop.after(KILL_PATIENCE_S, "keeper", self._process.kill_keeper)
 
     # --- its end ------------------------------------------------------------------------------
 
@@ -506,12 +418,11 @@ class Supervisor:
         while (data := process.read_output()) is not None and data:
             self.tail.feed(data)
         self.tail.end()
-        self._selector.unregister(process.events_fd)
-        if process.output_fd in self._selector.get_map():
-            self._selector.unregister(process.output_fd)
+        self._loop.unwatch(process.events_fd)
+        self._loop.unwatch(process.output_fd)
         process.close()
         self._process = None
-        self._timers.clear()
+        self._loop.cancel_timers()
         state = self._view.state
         doom, self._doom = self._doom, None
         tail = self.tail.last(ERROR_TAIL_LINES)
@@ -519,9 +430,13 @@ class Supervisor:
             code=gone.code,
             signal=gone.signal,
             log_tail=self.tail.last(DIAGNOSIS_LINES),
-            was_ready=state is State.READY,
+            was_ready=state in {State.READY, State.SUSPECT},
         )
         how = ending(code=gone.code, signal=gone.signal)
+        self._watchdog = self._held_endpoint = None
+        if self._wedged is not None:
+            found = Diagnosis(code="wedged", sentence=self._wedged, hint=None, repeats=False)
+            self._wedged = None
         if gone.keeper_lost:
             how = "ended together with its keeper"
         sentence = reason or (doom.message if doom else f"{found.sentence} ({how})")
@@ -580,7 +495,7 @@ class Supervisor:
             self._restarted_s.clear()
         self._restarted_s.append(now)
         self._step(Event.CRASHED, f"{sentence}; next start in {delay_s:.2f} s", **changes)
-        self._after(delay_s, "retry", self._retry)
+        self._loop.after(delay_s, "retry", self._retry)
 
     def _retry(self) -> None:
         self._step(Event.RETRY, "starting again", restarts=self._view.restarts + 1)

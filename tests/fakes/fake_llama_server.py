@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, {"object": "list", "data": [{"id": names[0], "aliases": names}]})
         elif self.path == "/slots":
             time.sleep(FAKE.get("slots_delay_s", 0))
-            self._send(200, [{"id": 0, "is_processing": False}])
+            self._send(200, [self._slot()])
         elif self.path == "/props":
             self._send(
                 200,
@@ -69,6 +69,19 @@ class Handler(BaseHTTPRequestHandler):
             )
         else:
             self._send(404, {"error": {"code": 404, "message": "File Not Found"}})
+
+    def _slot(self) -> dict[str, object]:
+        """Idle, or at work on something whose tokens stand still for a while or for ever."""
+        served_s = time.monotonic() - LOADED_AT
+        if not FAKE.get("stuck_from_s", 1e9) <= served_s < FAKE.get("stuck_until_s", 1e9):
+            return {"id": 0, "is_processing": False}
+        return {
+            "id": 0,
+            "is_processing": True,
+            "id_task": 7,
+            "n_prompt_tokens_processed": 5,
+            "next_token": [{"n_decoded": 2}],
+        }
 
     def do_POST(self) -> None:
         """Every decoding request gets the same short answer."""

@@ -30,7 +30,7 @@ from runtime.errors import (
 from runtime.server import registry
 from runtime.server.lifecycle import State
 from runtime.settings import RestartPolicy
-from tests.conftest import wait_until
+from tests.conftest import is_gone, wait_until
 
 if TYPE_CHECKING:
     from runtime.server.manager import ServerManager
@@ -102,7 +102,7 @@ def test_what_the_engine_leaves_behind_is_ended_with_it(
     grandchild = int((tmp_path / "pid").read_text())
     assert psutil.pid_exists(grandchild)
     manager.stop()
-    wait_until("the grandchild is gone", lambda: not psutil.pid_exists(grandchild))
+    wait_until("the grandchild is gone", lambda: is_gone(grandchild))
 
 
 @pytest.mark.parametrize(
@@ -272,9 +272,46 @@ def test_the_keeper_killed_takes_the_engine_with_it_and_is_replaced(
     assert engine
     assert keeper
     os.kill(keeper, signal.SIGKILL)
-    wait_until("the engine is gone", lambda: not psutil.pid_exists(engine), timeout_s=2)
+    wait_until("the engine is gone", lambda: is_gone(engine), timeout_s=2)
     assert manager.endpoint(10)
     assert manager.pid != engine
+
+
+def test_a_request_whose_tokens_stand_still_gets_the_engine_replaced(
+    fake_manager: FakeFactory,
+) -> None:
+    """/health and /slots answer all the time: only the tokens tell."""
+    manager = fake_manager(stuck_from_s=0.3, options={"wedge_timeout_s": 1.0}).start()
+    first = manager.pid
+    wait_until("it is suspected", lambda: manager.state is State.SUSPECT)
+    with pytest.raises(RequestTimeoutError):
+        manager.endpoint(0.1)  # a suspect takes no new work
+    wait_until("it is replaced", lambda: manager.pid not in {None, first})
+    snapshot = manager.snapshot()
+    assert snapshot.last_exit
+    assert snapshot.last_exit["diagnosis"] == "wedged"
+    assert "no token has moved" in str(snapshot.last_exit["reason"])
+
+
+def test_a_suspect_that_moves_again_is_left_alone(fake_manager: FakeFactory) -> None:
+    manager = fake_manager(
+        stuck_from_s=0.3, stuck_until_s=2.0, options={"wedge_timeout_s": 2.5}
+    ).start()
+    first = manager.pid
+    wait_until("it is suspected", lambda: manager.state is State.SUSPECT)
+    assert manager.endpoint(10).base_url
+    assert manager.pid == first
+    assert manager.snapshot().restarts == 0
+
+
+def test_a_stopped_engine_is_found_and_replaced(fake_manager: FakeFactory) -> None:
+    """SIGSTOP: it answers nothing and uses no processor time."""
+    manager = fake_manager(options={"wedge_timeout_s": 1.0}).start()
+    first = manager.pid
+    assert first
+    os.kill(first, signal.SIGSTOP)
+    wait_until("it is replaced", lambda: manager.pid not in {None, first})
+    assert manager.endpoint(10)
 
 
 def test_restart_gives_a_new_process(fake_manager: FakeFactory) -> None:
@@ -519,7 +556,7 @@ def test_the_engine_is_gone_within_a_second_of_its_owner(
         owner.wait(10)
         wait_until(
             "engine and keeper are gone",
-            lambda: not any(psutil.pid_exists(pid) for pid in pids),
+            lambda: all(map(is_gone, pids)),
             timeout_s=1.0,
         )
         try:
