@@ -1,7 +1,16 @@
 """What this machine has: CPU cores and memory as far as this process may use them, and GPUs."""
 
-from runtime.hardware.cpu import CpuBudget, cpu_budget
+from runtime.hardware.cpu import CpuBudget, cpu_budget, cpu_features
 from runtime.hardware.gpu import Gpu, gpu_hint, gpus
 from runtime.hardware.ram import Memory, memory
 
-__all__ = ["CpuBudget", "Gpu", "Memory", "cpu_budget", "gpu_hint", "gpus", "memory"]
+__all__ = [
+    "CpuBudget",
+    "Gpu",
+    "Memory",
+    "cpu_budget",
+    "cpu_features",
+    "gpu_hint",
+    "gpus",
+    "memory",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import sys
 from dataclasses import dataclass
@@ -56,6 +57,16 @@ def cpu_budget(root: Path = Path("/")) -> CpuBudget:
         affinity_cores=len({cores[cpu] for cpu in counted}),
         quota=_quota(root),
     )
+
+
+def cpu_features(root: Path = Path("/")) -> tuple[str, frozenset[str]]:
+    """The kind of processor (``x86_64``, ``aarch64``, ``arm64``) and what it can do.
+
+    The features are the kernel's names (``avx2``, ``asimddp``); empty where it does not tell.
+    """
+    text = read_text(root / "proc/cpuinfo") or ""
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
+    return platform.machine(), frozenset(match[1].split()) if match else frozenset()
 
 
 def parse_cpu_list(text: str) -> frozenset[int]:
