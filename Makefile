@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MODEL ?= smollm2-135m
 PORT ?= 8080
 PYTEST_ARGS ?=
@@ -12,21 +13,27 @@ PYTEST_ARGS ?=
 help: ## Show what there is to do
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(VENV)/.installed: pyproject.toml
+# Serving needs no development tools: the first answer comes sooner without them.
+$(VENV)/.runtime: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "llama-runtime needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1)."; \
 		echo "Name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	@echo "Installing into $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.runtime
+	@echo "Installing the development tools into $(VENV) ..."
+	@$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 
 install: $(VENV)/.installed ## Create .venv with this package (editable) and the development tools
 
-serve: install ## Serve MODEL (smollm2-135m) on PORT (8080)
+serve: $(VENV)/.runtime ## Serve MODEL (smollm2-135m) on PORT (8080)
 	@$(BIN)/llama-runtime serve $(MODEL) --port $(PORT)
 
-chat: install ## Talk to MODEL in the terminal
+chat: $(VENV)/.runtime ## Talk to MODEL in the terminal
 	@$(BIN)/llama-runtime chat $(MODEL)
 
 test: install ## Run everything that a fresh machine can run

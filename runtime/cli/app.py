@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runtime.cli import output
+from runtime.cli.doctor import doctor
 from runtime.cli.models import models
 from runtime.cli.options import COMMON, chosen, server_options
 from runtime.cli.servers import logs, ps, serve, stop
@@ -217,7 +218,7 @@ def engines(*, as_json: bool, **settings: Any) -> None:
     show_engines(ServerConfig(**chosen(settings)), as_json=as_json)
 
 
-for _command in (serve, ps, stop, logs, models):
+for _command in (serve, ps, stop, logs, models, doctor):
     cli.add_command(_command)
 
 

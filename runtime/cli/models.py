@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING
+import hashlib
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from runtime.cli import output
+from runtime.cli.options import chosen, server_options
+from runtime.errors import ModelTooLargeError
+from runtime.settings import ServerConfig
 from runtime.store import ModelStore
+from runtime.store.gguf import read_facts
 
 if TYPE_CHECKING:
     from runtime.store import LocalModel
+    from runtime.store.gguf import ModelFacts
+    from runtime.store.memory_plan import MemoryPlan
 
 
 @click.group()
@@ -87,24 +94,59 @@ def pull(reference: str, *, as_json: bool) -> None:
 @models.command()
 @click.argument("reference")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def show(reference: str, *, as_json: bool) -> None:
-    """Show what a model's file says about it."""
-    from runtime.store.gguf import read_facts  # noqa: PLC0415
-
-    model = ModelStore().resolve(reference)
-    facts = read_facts(model.path)
-    about = {
-        name: value
-        for name, value in dataclasses.asdict(facts).items()
-        if name not in {"chat_template", "weights", "files"}
-    }
-    about["has_chat_template"] = facts.chat_template is not None
+@server_options(("ctx_size", "parallel", "cache_type_k", "cache_type_v"))
+def show(reference: str, *, as_json: bool, **settings: Any) -> None:
+    """Show what a model's file says about it, and what running it would take."""
+    store = ModelStore()
+    model = store.resolve(reference)
+    about = _about(read_facts(model.path))
+    config = ServerConfig(model=reference, **chosen(settings))
+    try:
+        plan = store.plan(reference, config)
+        planned: dict[str, object] = {
+            "slot_ctx": plan.request.slot_ctx,
+            "parallel": plan.request.parallel,
+            "host_bytes": plan.host_bytes,
+            "parts": {name: asdict(part) for name, part in plan.parts.items()},
+            "uncertain": plan.uncertain,
+        }
+    except ModelTooLargeError as exc:
+        plan, planned = None, {"problem": exc.message, "hint": exc.hint}
     if as_json:
-        output.result_json({**_facts(model), "facts": about})
+        output.result_json({**_facts(model), "facts": about, "memory": planned})
         return
     for name, value in {"path": model.path, "source": model.source, **about}.items():
-        if value not in {None, ""} if not isinstance(value, dict | list | tuple) else value:
+        if value not in (None, "", (), {}):
             output.result(f"{name:<20} {value}")
+    if plan is None:
+        output.result(f"\n{planned['problem']}\n-> {planned['hint']}")
+        return
+    request = plan.request
+    output.result(f"\nmemory for {request.parallel} slots of {request.slot_ctx} tokens, on the CPU")
+    for name, size in plan_rows(plan):
+        output.result(f"  {name:<18} {size:>10}")
+    for doubt in plan.uncertain:
+        output.note(doubt)
+
+
+def _about(facts: ModelFacts) -> dict[str, object]:
+    """A model's facts, without what no person reads."""
+    about = {
+        name: value
+        for name, value in asdict(facts).items()
+        if name not in {"chat_template", "weights", "files"} and not isinstance(value, dict)
+    }
+    template = facts.chat_template
+    about["chat_template"] = (
+        f"sha256 {hashlib.sha256(template.encode()).hexdigest()[:16]}" if template else None
+    )
+    return about
+
+
+def plan_rows(plan: MemoryPlan) -> list[tuple[str, str]]:
+    """The parts of a memory plan and their sum, for a person."""
+    parts = [(name, part.total_bytes) for name, part in plan.parts.items() if part.total_bytes]
+    return [(name, output.size(size)) for name, size in [*parts, ("in all", plan.total_bytes)]]
 
 
 @models.command()
@@ -115,7 +157,7 @@ def verify(reference: str, *, as_json: bool) -> None:
     with output.pull_progress() as progress:
         found = ModelStore().verify(reference, progress=progress)
     if as_json:
-        output.result_json(dataclasses.asdict(found))
+        output.result_json(asdict(found))
     else:
         for check in found.files:
             verdict = "damaged" if not check.ok else "unknown" if not check.expected else "ok"
@@ -128,12 +170,58 @@ def verify(reference: str, *, as_json: bool) -> None:
 @models.command()
 @click.argument("reference")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def rm(reference: str, *, yes: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print what was freed as JSON.")
+def rm(reference: str, *, yes: bool, as_json: bool) -> None:
     """Remove a model that was fetched by this program."""
     plan = ModelStore().plan_removal(reference)
     for path in plan.files:
         output.note(str(path))
     if not yes:
-        click.confirm(f"Remove these and free {output.size(plan.freed_bytes)}?", abort=True)
+        question = f"Remove these and free {output.size(plan.freed_bytes)}?"
+        click.confirm(question, abort=True, err=True)
     plan.execute()
-    output.note(f"Freed {output.size(plan.freed_bytes)}.")
+    if as_json:
+        output.result_json(
+            {"freed_bytes": plan.freed_bytes, "files": [str(path) for path in plan.files]}
+        )
+    else:
+        output.note(f"Freed {output.size(plan.freed_bytes)}.")
+
+
+@models.command()
+@click.option("--kind", help="Only models of that kind: chat, code, embedding, reranker, vision.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def recommend(kind: Any, *, as_json: bool) -> None:
+    """Show the catalogue: what fits this machine first, the most capable of it at the top."""
+    found = ModelStore().recommend(kind=kind)
+    if as_json:
+        output.result_json(
+            [
+                {
+                    "name": one.entry.name,
+                    "kind": one.entry.kind,
+                    "fits": one.fits,
+                    "local": one.local,
+                    "needed_bytes": one.needed_bytes,
+                    "available_bytes": one.available_bytes,
+                    "license": one.entry.license,
+                }
+                for one in found
+            ]
+        )
+        return
+    output.table(
+        ("NAME", "KIND", "NEEDS", "FITS", "HERE", "LICENCE", "WHAT IT IS"),
+        [
+            (
+                one.entry.name,
+                one.entry.kind,
+                output.size(one.needed_bytes),
+                "yes" if one.fits else "no",
+                "yes" if one.local else "-",
+                one.entry.license,
+                one.entry.description,
+            )
+            for one in found
+        ],
+    )

@@ -155,6 +155,7 @@ class _PlainProgress:
     def __call__(self, progress: PullProgress) -> None:
         if progress.note:
             note(progress.note)
+            return
         now = time.monotonic()
         if progress.phase == self._phase and now - self._shown_s < PLAIN_PROGRESS_EVERY_S:
             return

@@ -58,11 +58,14 @@ def serve(model: str, api_key_file: Path | None, **settings: Any) -> None:
         manager = ServerManager(config, progress=progress, role="serve")
         output.note(f"Starting {model} ...")
         manager.start()
-    with _ended_by_signals(), manager:
-        _announce(manager)
-        manager.wait_until_resting()
-    # It came to rest by itself: say why. Ctrl-C does not come this way.
-    manager.wait_ready(0)
+    try:
+        with _ended_by_signals(), manager:
+            _announce(manager)
+            manager.wait_until_resting()
+    except KeyboardInterrupt:
+        output.note("Ended.")  # the usual way to end it, and no failure
+        return
+    manager.wait_ready(0)  # it came to rest by itself: say why
 
 
 def _key_from(path: Path) -> str:

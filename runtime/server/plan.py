@@ -9,25 +9,24 @@ import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from runtime.engines.base import LaunchSpec
 from runtime.engines.detect import choose, gpu_asked_for, place
 from runtime.errors import ConfigError, EngineStartError, StorageError
-from runtime.hardware import cpu_budget, gpu_hint, memory
+from runtime.hardware import cpu_budget, gpu_hint
 from runtime.server.logs import forget_old_logs
-from runtime.settings import DEFAULT_CTX_SIZE, directories, private_folder
-from runtime.store.fit import ALL_LAYERS, PlanRequest, check_fits, fit_sizes
+from runtime.settings import directories, private_folder
 from runtime.store.gguf import read_facts
-from runtime.store.memory_plan import DEFAULT_BATCH
+from runtime.store.sizing import size_launch
 
 if TYPE_CHECKING:
     from runtime.engines.base import EngineCommand
     from runtime.engines.detect import Choice, Placement
     from runtime.settings import ServerConfig
-    from runtime.store.fit import MemoryPlan
     from runtime.store.gguf import ModelFacts
     from runtime.store.local import LocalModel
+    from runtime.store.memory_plan import MemoryPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,23 +90,16 @@ def plan_launch(
     threads, threads_why = _threads(config)
     lora = tuple(_file(path, "lora") for path in config.lora)
     mmproj = _file(config.mmproj, "mmproj") if config.mmproj else model.mmproj
-    single_slot = choice.engine.kind == "llama-cpp-python"
-    sizes, context_why = _sizes(
-        config.model_copy(update={"parallel": 1}) if single_slot else config,
-        PlanRequest(
-            facts=facts,
-            slot_ctx=DEFAULT_CTX_SIZE,
-            cache_type_k=config.cache_type_k,
-            cache_type_v=config.cache_type_v,
-            gpu_layers=placement.gpu_layers if placement.gpu_layers >= 0 else ALL_LAYERS,
-            flash_attn=config.flash_attn,
-            embeddings=config.embeddings,
-            batch=_largest_batch(config, facts),
-            projector=read_facts(mmproj) if mmproj else None,
-            draft=read_facts(draft) if draft else None,
-            adapter_bytes=sum(path.stat().st_size for path in lora),
-        ),
+    sizes = size_launch(
+        config,
+        facts,
+        gpu_layers=placement.gpu_layers,
+        parallel=1 if choice.engine.kind == "llama-cpp-python" else None,
+        projector=mmproj,
+        draft=draft,
+        lora=lora,
     )
+    request = sizes.plan.request
     spec = LaunchSpec(
         model_path=model.path,
         alias=config.alias or model.name,
@@ -115,8 +107,8 @@ def plan_launch(
         api_key=api_key,
         host=config.host,
         port=config.port,
-        slot_ctx=sizes.request.slot_ctx,
-        parallel=sizes.request.parallel,
+        slot_ctx=request.slot_ctx,
+        parallel=request.parallel,
         threads=threads,
         gpu_layers=placement.gpu_layers,
         embeddings=config.embeddings,
@@ -128,7 +120,7 @@ def plan_launch(
         mmproj=mmproj,
         draft_model=draft,
         chat_template=config.chat_template,
-        physical_batch=sizes.request.batch if facts.is_embedding_model else None,
+        physical_batch=request.batch if facts.is_embedding_model else None,
         extra_args=config.extra_args,
         env=dict(config.env),
     )
@@ -141,10 +133,10 @@ def plan_launch(
         placement=placement,
         spec=spec,
         command=command,
-        memory=sizes,
-        context_why=context_why,
+        memory=sizes.plan,
+        context_why=sizes.why,
         threads_why=threads_why,
-        notes=(*model.notes, *command.notes, *sizes.uncertain, *log_notes),
+        notes=(*model.notes, *command.notes, *sizes.plan.uncertain, *log_notes),
         log_path=log_path,
     )
 
@@ -158,41 +150,6 @@ def _log_file(config: ServerConfig, spec: LaunchSpec) -> tuple[Path | None, tupl
     stem = re.sub(r"[^\w.-]+", "-", spec.alias)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     return folder / f"{stem}-{stamp}-{spec.nonce.removeprefix('~')}.log", ()
-
-
-def _sizes(config: ServerConfig, request: PlanRequest) -> tuple[MemoryPlan, str]:
-    """How many tokens a request may hold and how many slots there are, and what that takes.
-
-    Raises:
-        ModelTooLargeError: It does not fit into the memory there is.
-    """
-    trained = request.facts.context_train
-    ctx_size: int | Literal["auto"]
-    if config.ctx_size is None:
-        ctx_size, why = DEFAULT_CTX_SIZE, "the default"
-        if trained and trained < DEFAULT_CTX_SIZE:
-            ctx_size = trained
-            why = "the model's training context, which is below the default"
-    elif config.ctx_size != "auto" and trained and config.ctx_size > trained:
-        ctx_size = trained  # the engine would cut it in silence
-        why = f"ctx_size={config.ctx_size} is more than the {trained} tokens it was trained for"
-    else:
-        ctx_size = config.ctx_size
-        why = "ctx_size was set"
-    has = memory()
-    found = fit_sizes(request, has, ctx_size=ctx_size, parallel=config.parallel)
-    if request.gpu_layers == 0:
-        # What the engine will put on a GPU is known only once it has looked at it.
-        check_fits(found.plan, has)
-    return found.plan, found.why if "auto" in (config.ctx_size, config.parallel) else why
-
-
-def _largest_batch(config: ServerConfig, facts: ModelFacts) -> int:
-    """Tokens computed at once. A model that only embeds must see a whole input at once."""
-    if not facts.is_embedding_model:
-        return DEFAULT_BATCH
-    wanted = config.ctx_size if isinstance(config.ctx_size, int) else DEFAULT_CTX_SIZE
-    return min(wanted, facts.context_train or wanted)
 
 
 def _threads(config: ServerConfig) -> tuple[int, str]:

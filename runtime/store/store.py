@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runtime.errors import ModelNotFoundError, StorageError
-from runtime.settings import directories, offline_wanted
+from runtime.settings import ServerConfig, directories, offline_wanted
 from runtime.store.catalog import CatalogEntry, nearest_names, read_catalog
 from runtime.store.limits import Limits
 from runtime.store.local import LocalModel, PullProgress, RemovalPlan, VerifyResult
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from runtime.settings import Directories
     from runtime.store.catalog import ModelKind
+    from runtime.store.memory_plan import MemoryPlan
 
 
 class ModelStore:
@@ -134,6 +135,22 @@ class ModelStore:
             ):
                 return self._shelf.model(folder)
         return None
+
+    def plan(self, reference: str, config: ServerConfig | None = None) -> MemoryPlan:
+        """What the model on disk would take on the CPU with a configuration.
+
+        Raises:
+            ModelNotFoundError: It, or the configuration's draft model, is not on this machine.
+            ModelTooLargeError: It does not fit; with the numbers and what would.
+        """
+        from runtime.store.gguf import read_facts  # noqa: PLC0415 - other uses need no facts
+        from runtime.store.sizing import size_launch  # noqa: PLC0415
+
+        model = self.resolve(reference)
+        config = config or ServerConfig()
+        draft = self.resolve(config.draft_model).path if config.draft_model else None
+        facts = read_facts(model.path)
+        return size_launch(config, facts, projector=model.mmproj, draft=draft).plan
 
     def plan_removal(self, reference: str) -> RemovalPlan:
         """What removing the model would delete; nothing is deleted yet.

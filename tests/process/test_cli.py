@@ -112,7 +112,7 @@ def test_serve_answers_and_ctrl_c_ends_everything_within_two_seconds(
         out, err = process.communicate(timeout=10)
         assert time.monotonic() - began < 2.0
         assert not any(child.is_running() for child in below)
-    assert process.returncode == 130
+    assert process.returncode == 0, "the usual way to end it"
     assert out == "", "stdout is for results"
     assert f"http://127.0.0.1:{port}/v1" in err
     assert "curl " in err
@@ -141,7 +141,7 @@ def test_ps_logs_and_stop_see_a_server(tiny_model_path: Path) -> None:
         assert llama("stop", "nobody").returncode == 2
         stopped = llama("stop", record["model"])
         assert stopped.returncode == 0
-        assert process.wait(5) == 130
+        assert process.wait(5) == 0
         assert "No managed server" in llama("ps").stderr
 
 
@@ -267,6 +267,61 @@ def test_models_list_show_verify_on_a_path(tiny_model_path: Path) -> None:
     assert shown["facts"]["architecture"] == "llama"
     listed = json.loads(llama("models", "list", "--json").stdout)
     assert "smollm2-135m" in {*listed["available"], *(m["name"] for m in listed["models"])}
+
+
+def test_a_model_s_memory_is_shown_and_what_cannot_fit_is_named(tiny_model_path: Path) -> None:
+    shown = json.loads(llama("models", "show", str(tiny_model_path), "--json").stdout)
+    assert shown["memory"]["host_bytes"] > 0
+    text = llama("models", "show", str(tiny_model_path), "--ctx-size", "auto").stdout
+    assert "KV cache" in text
+    assert "in all" in text
+
+
+def test_recommend_puts_what_fits_first() -> None:
+    found = json.loads(llama("models", "recommend", "--json").stdout)
+    assert len(found) >= 20
+    fits = [one["fits"] for one in found]
+    assert fits == sorted(fits, reverse=True)
+
+
+def test_rm_asks_and_tells_what_it_frees(tmp_path: Path, isolated_home: Path) -> None:
+    refused = llama("models", "rm", "smollm2-135m")
+    assert refused.returncode == 2
+    kept = llama("models", "pull", "smollm2-135m")
+    assert kept.returncode == 0, kept.stderr
+    assert llama("models", "rm", "smollm2-135m", stdin="n\n").returncode == 130
+    assert list((isolated_home / "cache" / "models").rglob("*.gguf"))
+    removed = json.loads(llama("models", "rm", "smollm2-135m", "--yes", "--json").stdout)
+    assert removed["freed_bytes"] > 90_000_000
+    assert not list((isolated_home / "cache" / "models").rglob("*.gguf"))
+
+
+def test_verify_names_a_flipped_byte_and_a_pull_repairs_it(isolated_home: Path) -> None:
+    path = llama("models", "pull", "smollm2-135m").stdout.strip()
+    assert llama("models", "verify", "smollm2-135m").stdout.startswith("ok")
+    with open(path, "r+b") as file:  # noqa: PTH123
+        file.seek(50_000_000)
+        byte = file.read(1)
+        file.seek(50_000_000)
+        file.write(bytes([byte[0] ^ 1]))
+    found = llama("models", "verify", "smollm2-135m")
+    assert found.returncode == 1
+    assert f"damaged  {path}" in found.stdout
+    assert llama("models", "pull", "smollm2-135m").returncode == 0
+    assert llama("models", "verify", "smollm2-135m").returncode == 0
+
+
+def test_doctor_looks_at_everything_and_names_problems(
+    tiny_model_path: Path, tmp_path: Path
+) -> None:
+    found = json.loads(llama("doctor", str(tiny_model_path), "--json").stdout)
+    topics = {line["topic"] for line in found}
+    assert {"python", "processor", "memory", "gpu", "xllamacpp", "auto", "cache"} <= topics
+    assert not [line for line in found if line["verdict"] == "problem"]
+    (tmp_path / "file").write_text("in the way")
+    sick = llama("doctor", LLAMA_RUNTIME_HOME=str(tmp_path / "file" / "x"))
+    assert sick.returncode == 1
+    assert "problem  cache" in sick.stdout
 
 
 def test_a_reader_that_goes_away_is_no_error(tiny_model_path: Path) -> None:
