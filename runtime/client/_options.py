@@ -25,8 +25,8 @@ class ServerOptions(TypedDict, total=False):
     host: str
     port: int
     alias: str | None
-    ctx_size: int | None
-    parallel: int
+    ctx_size: Literal["auto"] | int | None
+    parallel: Literal["auto"] | int
     threads: int | None
     gpu_layers: Literal["auto", "all"] | int
     device: Literal["auto", "cpu", "gpu"]
@@ -42,6 +42,7 @@ class ServerOptions(TypedDict, total=False):
     extra_args: tuple[str, ...]
     env: dict[str, str]
     startup_stall_timeout_s: float
+    wedge_timeout_s: float
     stop_grace_s: float
     restart: RestartPolicy
     log_dir: Path | None

@@ -1,8 +1,10 @@
 """The sync driver: performs the effects of a flow over HTTP, one connection a request.
 
-It sits on httpcore2, the core of httpx2, because two things are needed that httpx2 does not offer:
+It sits on the standard library's http.client. Two things are needed that httpx2 does not offer:
 deadlines that are instants rather than a silence between two packets (a server may keep a line open
-with comments while its engine hangs), and ending a request from another thread, at any moment.
+with comments while its engine hangs), and ending a request from another thread, at any moment. And
+engine and client share the processor: what a library spends on each packet is taken from the
+engine. Here that is half of what httpx2's own core, httpcore2, needs.
 
 Connections are not reused. llama.cpp's server closes the connection after a streamed answer without
 saying so, which fails 10 to 20 % of the requests of a client that reuses it; and each idle
@@ -12,13 +14,14 @@ connection holds one of its threads. A connection on loopback costs a tenth of a
 from __future__ import annotations
 
 import contextlib
+import io
 import socket
+import ssl
 import threading
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
-
-import httpcore2
 
 from runtime.inference.effects import (
     AbortedError,
@@ -34,8 +37,9 @@ from runtime.inference.effects import (
 )
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator
+
+    from _typeshed import WriteableBuffer
 
     from runtime.contracts import LLMDelta
     from runtime.engines.base import Endpoint
@@ -43,7 +47,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+_PACKET_BYTES = 64 * 1024
 
 
 class Wire:
@@ -53,11 +57,9 @@ class Wire:
     """
 
     def __init__(self) -> None:
-        self.until = 0.0
         self._aborted = threading.Event()
-        self._stream: httpcore2.NetworkStream | None = None
-        self._connection: httpcore2.HTTPConnection | None = None
-        self._body: Iterator[bytes] = iter(())
+        self._socket: _DeadlineSocket | None = None
+        self._response: HTTPResponse | None = None
 
     def open(self, effect: Open) -> HttpHead:
         """Connect, send, and wait for the head of the answer.
@@ -66,23 +68,22 @@ class Wire:
             WireError: That failed.
         """
         self.close()
-        request, self.until = effect.request, effect.until
-        url = httpcore2.URL(request.base_url + request.path)
-        self._connection = httpcore2.HTTPConnection(
-            url.origin, network_backend=_Backend(self, effect.connect_timeout_s)
-        )
-        wanted = httpcore2.Request(
-            request.method, url, headers=_headers(request), content=request.body or b""
-        )
-        with _Translated(self):
-            response = self._connection.handle_request(wanted)
-            self._body = response.iter_stream()
+        request = effect.request
+        parts = urlsplit(request.base_url)
+        with self._translated():
+            connected = _connect(parts.scheme, parts.hostname or "", parts.port, effect)
+            self._socket = connected
+            if self.aborted:  # while it was being connected
+                raise AbortedError("closed")
+            connection = HTTPConnection(parts.netloc)
+            connection.sock = connected
+            connection.request(
+                request.method, parts.path + request.path, request.body, _headers(request)
+            )
+            self._response = response = connection.getresponse()
         return HttpHead(
             status=response.status,
-            headers={
-                name.decode("latin-1").lower(): value.decode("latin-1")
-                for name, value in response.headers
-            },
+            headers={name.lower(): value for name, value in response.getheaders()},
         )
 
     def read(self, until: float) -> bytes:
@@ -91,9 +92,14 @@ class Wire:
         Raises:
             WireError: They did not come.
         """
-        self.until = until
-        with _Translated(self):
-            return next(self._body, b"")
+        if self._socket is None or self._response is None:
+            return b""
+        self._socket.until = until
+        with self._translated():
+            data = self._response.read1(_PACKET_BYTES)
+            if not data and self._response.length:
+                raise BrokenError(f"{self._response.length} bytes are missing")
+        return data
 
     def pause(self, seconds: float) -> None:
         """Wait.
@@ -106,27 +112,27 @@ class Wire:
 
     def close(self) -> None:
         """Close the connection; a server that still answers stops."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        response, self._response = self._response, None
+        connected, self._socket = self._socket, None
+        if response is not None:
+            response.close()
+        if connected is not None:
+            connected.hang_up()
 
     def abort(self) -> None:
         """End the request from another thread: whoever waits on it is told at once."""
         self._aborted.set()
-        stream = self._stream
-        if stream is not None:
-            _shut_down(stream)
+        connected = self._socket
+        if connected is not None:
+            connected.shut_down()
 
     @property
     def aborted(self) -> bool:
         """Whether :meth:`abort` was called."""
         return self._aborted.is_set()
 
-    def adopt(self, stream: httpcore2.NetworkStream) -> None:
-        """Take the stream that was just connected."""
-        self._stream = stream
-        if self.aborted:  # while it was being connected
-            _shut_down(stream)
+    def _translated(self) -> _Translated:
+        return _Translated(self)
 
 
 class Switchboard:
@@ -158,99 +164,6 @@ class Switchboard:
             wires = list(self._wires)
         for wire in wires:
             wire.abort()
-
-
-class _Translated:
-    """Turns httpcore2's exceptions into ours. A class, for it is entered for every packet."""
-
-    __slots__ = ("_wire",)
-
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
-        if exc is None:
-            if self._wire.aborted:  # the end that abort() made looks like any other
-                raise AbortedError("closed")
-            return
-        if self._wire.aborted:
-            raise AbortedError("closed") from exc
-        why = str(exc) or type(exc).__name__
-        if isinstance(exc, httpcore2.ConnectTimeout):
-            raise ExpiredError(why, connecting=True) from exc
-        if isinstance(exc, httpcore2.TimeoutException):
-            raise ExpiredError(why) from exc
-        if isinstance(exc, httpcore2.ConnectError | UnicodeError):  # a host name IDNA cannot encode
-            raise UnreachableError(why) from exc
-        if isinstance(exc, httpcore2.NetworkError | httpcore2.ProtocolError):
-            raise BrokenError(why) from exc
-
-
-class _Backend(httpcore2.NetworkBackend):
-    """Connects, and hands the stream to its wire."""
-
-    def __init__(self, wire: Wire, connect_timeout_s: float) -> None:
-        self._wire = wire
-        self._connect_timeout_s = connect_timeout_s
-        self._inner = httpcore2.SyncBackend()
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ARG002 - the wire knows
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.NetworkStream:
-        stream = self._inner.connect_tcp(
-            host,
-            port,
-            timeout=self._connect_timeout_s,
-            local_address=local_address,
-            socket_options=socket_options,
-        )
-        self._wire.adopt(stream)
-        return _Stream(stream, self._wire)
-
-
-class _Stream(httpcore2.NetworkStream):
-    """A stream whose reads and writes end at the wire's instant."""
-
-    def __init__(self, inner: httpcore2.NetworkStream, wire: Wire) -> None:
-        self._inner = inner
-        self._wire = wire
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002
-        left = self._wire.until - time.monotonic()
-        if left <= 0:
-            raise httpcore2.ReadTimeout("the deadline has passed")
-        return self._inner.read(max_bytes, left)
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
-        left = self._wire.until - time.monotonic()
-        if left <= 0:
-            raise httpcore2.WriteTimeout("the deadline has passed")
-        self._inner.write(buffer, left)
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ARG002
-    ) -> httpcore2.NetworkStream:
-        left = max(0.001, self._wire.until - time.monotonic())
-        secured = self._inner.start_tls(ssl_context, server_hostname, left)
-        self._wire.adopt(secured)
-        return _Stream(secured, self._wire)
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)
 
 
 def iterate(
@@ -297,29 +210,105 @@ def run(flow: Flow[T], *, locate: Callable[[float], Endpoint], board: Switchboar
             return done
 
 
-def _headers(request: HttpRequest) -> list[tuple[bytes, bytes]]:
-    parts = urlsplit(request.base_url)
-    headers = [
-        (b"Host", parts.netloc.encode("ascii", "replace")),
-        (b"User-Agent", b"llama-runtime"),
-        (b"Accept-Encoding", b"identity"),
-        (b"Connection", b"close"),
-    ]
-    if request.body is not None:
-        headers += [
-            (b"Content-Type", b"application/json"),
-            (b"Content-Length", str(len(request.body)).encode()),
-        ]
-    if request.api_key:
-        headers.append((b"Authorization", b"Bearer " + request.api_key.encode()))
-    return headers
+class _Translated:
+    """Turns what sockets and http.client raise into ours; a class, for every packet enters it."""
+
+    __slots__ = ("_wire",)
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
+        if self._wire.aborted and (exc is None or isinstance(exc, Exception)):
+            raise AbortedError("closed") from exc  # the end that abort() made looks like any other
+        if isinstance(exc, TimeoutError):
+            raise ExpiredError("the deadline has passed") from exc
+        if isinstance(exc, OSError | HTTPException):
+            raise BrokenError(str(exc) or type(exc).__name__) from exc
 
 
-def _shut_down(stream: httpcore2.NetworkStream) -> None:
-    sock = stream.get_extra_info("socket")
-    if isinstance(sock, socket.socket):
+class _DeadlineSocket:
+    """What http.client needs of a socket, with one instant by which everything must be done."""
+
+    def __init__(self, connected: socket.socket, until: float) -> None:
+        self.until = until
+        self._socket = connected
+
+    def sendall(self, data: bytes) -> None:
+        self.hurry()
+        self._socket.sendall(data)
+
+    def makefile(self, mode: str) -> io.BufferedReader:  # noqa: ARG002 - http.client asks for "rb"
+        return io.BufferedReader(_Packets(self), _PACKET_BYTES)
+
+    def receive_into(self, buffer: WriteableBuffer) -> int:
+        self.hurry()
+        return self._socket.recv_into(buffer)
+
+    def hurry(self) -> None:
+        """Let the next call take no longer than there is time."""
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(left)
+
+    def shut_down(self) -> None:
         try:
             # Not SSLSocket's own method, which takes the TLS state away from who reads just now.
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
         except OSError:
             return  # it ended by itself, or its thread closed it just now
+
+    def close(self) -> None:
+        """Not yet: http.client lets go of the socket as soon as it has a response to read from."""
+
+    def hang_up(self) -> None:
+        self._socket.close()
+
+
+class _Packets(io.RawIOBase):
+    """The bytes of a deadline socket, as http.client's reader wants them."""
+
+    def __init__(self, source: _DeadlineSocket) -> None:
+        super().__init__()
+        self._source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        return self._source.receive_into(buffer)
+
+
+def _connect(scheme: str, host: str, port: int | None, effect: Open) -> _DeadlineSocket:
+    secure = scheme == "https"
+    seconds = min(effect.connect_timeout_s, effect.until - time.monotonic())
+    if seconds <= 0:
+        raise TimeoutError
+    try:
+        connected = socket.create_connection((host, port or (443 if secure else 80)), seconds)
+    except TimeoutError as exc:
+        raise ExpiredError(f"no connection to {host}", connecting=True) from exc
+    except (OSError, UnicodeError) as exc:  # UnicodeError: a name that IDNA cannot encode
+        raise UnreachableError(str(exc)) from exc
+    try:
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if secure:
+            context = ssl.create_default_context()
+            connected = context.wrap_socket(connected, server_hostname=host)
+    except BaseException:
+        connected.close()
+        raise
+    return _DeadlineSocket(connected, effect.until)
+
+
+def _headers(request: HttpRequest) -> dict[str, str]:
+    headers = {"Connection": "close", "User-Agent": "llama-runtime"}
+    if request.body is not None:
+        headers["Content-Type"] = "application/json"
+    if request.api_key:
+        headers["Authorization"] = f"Bearer {request.api_key}"
+    return headers

@@ -583,3 +583,8 @@ def test_a_closed_client_says_so(server: FakeServer) -> None:
         assert caught.value.state == "closed"
     assert client.config_snapshot()["default_model"] == MODEL
     json.dumps(client.describe())
+
+
+def test_https_to_a_server_that_speaks_http_is_a_provider_error(server: FakeServer) -> None:
+    with pytest.raises(LLMProviderError, match="SSL"):
+        LlamaClient(base_url=server.url.replace("http:", "https:"), max_retries=0)
