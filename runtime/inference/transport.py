@@ -290,19 +290,26 @@ def _connect(scheme: str, host: str, port: int | None, effect: Open) -> _Deadlin
         raise TimeoutError
     try:
         connected = socket.create_connection((host, port or (443 if secure else 80)), seconds)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except TimeoutError as exc:
         raise ExpiredError(f"no connection to {host}", connecting=True) from exc
     except (OSError, UnicodeError) as exc:  # UnicodeError: a name that IDNA cannot encode
         raise UnreachableError(str(exc)) from exc
-    try:
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if secure:
-            context = ssl.create_default_context()
-            connected = context.wrap_socket(connected, server_hostname=host)
-    except BaseException:
-        connected.close()
-        raise
+    if secure:
+        connected = _secured(connected, host)
     return _DeadlineSocket(connected, effect.until)
+
+
+def _secured(connected: socket.socket, host: str) -> socket.socket:
+    """The connection with TLS on it; within what is left of the time to connect."""
+    try:
+        return ssl.create_default_context().wrap_socket(connected, server_hostname=host)
+    except TimeoutError as exc:
+        connected.close()
+        raise ExpiredError(f"no TLS with {host}", connecting=True) from exc
+    except (OSError, UnicodeError) as exc:
+        connected.close()
+        raise UnreachableError(f"no TLS with {host}: {exc}") from exc
 
 
 def _headers(request: HttpRequest) -> dict[str, str]:

@@ -342,7 +342,7 @@ def _read(sock: socket.socket) -> Request | None:
     data = b""
     while b"\r\n\r\n" not in data:
         part = sock.recv(65536)
-        if not part:
+        if not part or part.startswith(b"\x16\x03"):  # a TLS greeting
             return None
         data += part
     head, _, body = data.partition(b"\r\n\r\n")

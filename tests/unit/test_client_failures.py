@@ -586,5 +586,13 @@ def test_a_closed_client_says_so(server: FakeServer) -> None:
 
 
 def test_https_to_a_server_that_speaks_http_is_a_provider_error(server: FakeServer) -> None:
-    with pytest.raises(LLMProviderError, match="SSL"):
+    with pytest.raises(ConnectionLostError, match=r"no TLS with 127\.0\.0\.1"):
         LlamaClient(base_url=server.url.replace("http:", "https:"), max_retries=0)
+
+
+def test_a_server_that_does_not_shake_hands_is_a_connect_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(RequestTimeoutError) as caught:
+            LlamaClient(base_url=address, request_timeout_s=0.3)
+    assert caught.value.phase == "connect"
