@@ -2,7 +2,7 @@
 
 from runtime.hardware.cpu import CpuBudget, cpu_budget, cpu_features
 from runtime.hardware.gpu import Gpu, gpu_hint, gpus
-from runtime.hardware.ram import Memory, memory
+from runtime.hardware.ram import Memory, memory, oom_kills
 
 __all__ = [
     "CpuBudget",
@@ -13,4 +13,5 @@ __all__ = [
     "gpu_hint",
     "gpus",
     "memory",
+    "oom_kills",
 ]

@@ -102,3 +102,21 @@ def _limit(group: Group) -> tuple[int, int] | None:
     statistics = dict(re.findall(r"^(\w+) (\d+)$", group.read("memory.stat") or "", re.MULTILINE))
     droppable = sum(int(statistics.get(name, 0)) for name in names)
     return limit, max(0, (used or 0) - droppable)
+
+
+def oom_kills(root: Path = Path("/")) -> int | None:
+    """How many processes the kernel has killed for want of memory; None where it does not say.
+
+    Counted in this process's own control group where there is one, else on the whole machine. A
+    count that grew while a process died by SIGKILL tells why it died.
+    """
+    for group in groups("memory", root):
+        events = group.read("memory.events" if group.version == 2 else "memory.oom_control")
+        if (count := _oom_count(events)) is not None:
+            return count
+    return _oom_count(read_text(root / "proc/vmstat"))
+
+
+def _oom_count(text: str | None) -> int | None:
+    match = re.search(r"^oom_kill (\d+)$", text or "", re.MULTILINE)
+    return int(match[1]) if match else None

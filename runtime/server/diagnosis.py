@@ -41,6 +41,10 @@ def _sign(pattern: str, code: str, sentence: str, hint: str | None) -> _Sign:
     )
 
 
+_SMALLER: Final = (
+    "Lower ctx_size or parallel, quantize the cache (cache_type_k='q8_0'), or use a smaller model."
+)
+
 # In this order: the more telling first. Each text was printed by one of the engines.
 _SIGNS: Final = (
     _sign(
@@ -86,8 +90,7 @@ _SIGNS: Final = (
         r"cudaMalloc failed|unable to allocate|ErrorOutOfDeviceMemory|Unable to mmap|mmap failed",
         "out_of_memory",
         "there is not enough memory for model and context",
-        "Lower ctx_size or parallel, quantize the cache (cache_type_k='q8_0'), or use a smaller "
-        "model.",
+        _SMALLER,
     ),
     _sign(
         r"failed to parse .*chat template|chat template .*(?:error|fail|not supported)",
@@ -99,7 +102,12 @@ _SIGNS: Final = (
 
 
 def diagnose(
-    *, code: int | None, signal: int | None, log_tail: Sequence[str], was_ready: bool
+    *,
+    code: int | None,
+    signal: int | None,
+    log_tail: Sequence[str],
+    was_ready: bool,
+    out_of_memory: bool = False,
 ) -> Diagnosis:
     """Name the cause of an engine's end.
 
@@ -108,7 +116,15 @@ def diagnose(
         signal: The number of the signal that ended it, or None.
         log_tail: Its last lines, oldest first.
         was_ready: Whether it had served before; causes of failed starts are then not looked for.
+        out_of_memory: Whether the kernel killed a process for want of memory meanwhile.
     """
+    if signal == signals.SIGKILL and out_of_memory:
+        return Diagnosis(
+            code="out_of_memory",
+            sentence="the kernel killed it because memory ran out",
+            hint=_SMALLER,
+            repeats=True,
+        )
     by_signal = _signal_diagnosis(signal)
     if by_signal is not None and by_signal.repeats:
         return by_signal

@@ -9,6 +9,7 @@ import os
 import secrets
 import threading
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Self
 
 from runtime.contracts import BackendStatus, Provenance
@@ -274,7 +275,13 @@ class ServerManager:
     def _replan(self) -> LaunchPlan:
         """Before a restart: what is on disk now, without the network."""
         model = self._store.resolve(self.config.model)
-        return plan_launch(self.config, model, api_key=self._key, draft=self._draft)
+        plan = plan_launch(self.config, model, api_key=self._key, draft=self._draft)
+        before = self._supervisor.view.plan
+        if before is not None and plan.model_identity != before.model_identity:
+            note = f"the model file {model.path} is not the one that was started first"
+            log.warning("%s: %s", self.config.model, note)
+            plan = replace(plan, notes=(*plan.notes, note))
+        return plan
 
     def _record(self, view: View) -> None:
         """Keep the file that other processes read up to date (supervisor's thread)."""

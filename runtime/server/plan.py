@@ -15,6 +15,7 @@ from runtime.engines.base import LaunchSpec
 from runtime.engines.detect import choose, gpu_asked_for, place
 from runtime.errors import ConfigError, EngineStartError, StorageError
 from runtime.hardware import cpu_budget, gpu_hint
+from runtime.memo import file_identity
 from runtime.server.logs import forget_old_logs
 from runtime.settings import directories, private_folder
 from runtime.store.gguf import read_facts
@@ -43,6 +44,7 @@ class LaunchPlan:
         memory: What it is reckoned to take.
         context_why: Why the context has this size.
         threads_why: Why there are so many threads.
+        model_identity: Changes when the model's files are replaced or written to.
         notes: What is not as one might expect.
         log_path: Where the engine's output goes; None when no file can be written.
     """
@@ -56,6 +58,7 @@ class LaunchPlan:
     memory: MemoryPlan
     context_why: str
     threads_why: str
+    model_identity: tuple[str, ...]
     notes: tuple[str, ...]
     log_path: Path | None
 
@@ -136,6 +139,7 @@ def plan_launch(
         memory=sizes.plan,
         context_why=sizes.why,
         threads_why=threads_why,
+        model_identity=tuple(map(file_identity, model.files)),
         notes=(*model.notes, *command.notes, *sizes.plan.uncertain, *log_notes),
         log_path=log_path,
     )

@@ -18,6 +18,7 @@ import psutil
 from runtime.contracts import Provenance
 from runtime.engines.base import Endpoint
 from runtime.errors import EngineStartError, LLMError, LLMProviderError
+from runtime.hardware import oom_kills
 from runtime.server import lifecycle, probe
 from runtime.server.diagnosis import Diagnosis, diagnose, ending, signal_name
 from runtime.server.launcher import EngineProcess, ExecFailed, Exited, Spawned
@@ -81,6 +82,7 @@ class Supervisor:
         self._watchdog: Watchdog | None = None
         self._held_endpoint: Endpoint | None = None
         self._wedged: str | None = None
+        self._oom_kills = 0
         self.tail = LogTail()
 
     @property
@@ -218,6 +220,7 @@ class Supervisor:
             self._step(Event.DOOMED, exc.message, error=exc)
             return
         self._process = process
+        self._oom_kills = oom_kills() or 0
         self._loop.watch(process.events_fd, self._read_events)
         self._loop.watch(process.output_fd, self._read_output)
         self._progress_s = time.monotonic()
@@ -431,6 +434,7 @@ class Supervisor:
             signal=gone.signal,
             log_tail=self.tail.last(DIAGNOSIS_LINES),
             was_ready=state in {State.READY, State.SUSPECT},
+            out_of_memory=(oom_kills() or 0) > self._oom_kills,
         )
         how = ending(code=gone.code, signal=gone.signal)
         self._watchdog = self._held_endpoint = None

@@ -232,6 +232,37 @@ def test_a_crash_loop_ends_in_failed_when_the_budget_is_spent(
         manager.endpoint(1)
 
 
+def test_a_model_that_is_gone_at_the_restart_is_noticed(
+    fake_manager: FakeFactory, tiny_model_path: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "mine.gguf"
+    model.write_bytes(tiny_model_path.read_bytes())
+    manager = fake_manager(options={"model": str(model)}).start()
+    model.unlink()
+    assert manager.pid
+    os.kill(manager.pid, signal.SIGKILL)
+    wait_until("it is failed", lambda: manager.state is State.FAILED)
+    with pytest.raises(ModelNotFoundError):
+        manager.endpoint(1)
+
+
+def test_a_model_that_was_replaced_is_noticed_at_the_restart(
+    fake_manager: FakeFactory, tiny_model_path: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "mine.gguf"
+    model.write_bytes(tiny_model_path.read_bytes())
+    manager = fake_manager(options={"model": str(model)}).start()
+    first = manager.pid
+    assert first
+    other = tmp_path / "other.gguf"
+    other.write_bytes(tiny_model_path.read_bytes())
+    other.replace(model)
+    os.kill(first, signal.SIGKILL)
+    wait_until("it is ready again", lambda: manager.pid not in {None, first})
+    manager.endpoint(10)
+    assert any("not the one" in note for note in manager.snapshot().notes)
+
+
 def test_restart_switched_off_fails_at_the_first_crash(fake_manager: FakeFactory) -> None:
     manager = fake_manager(options={"restart": RestartPolicy(enabled=False)}).start()
     assert manager.pid

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.hardware import oom_kills
 from runtime.server.diagnosis import diagnose, ending
 
 # What xllamacpp 2026.10, llama-server b11434 and llama-cpp-python 0.3.36 print.
@@ -43,6 +44,39 @@ def test_the_log_of_an_engine_that_served_is_not_taken_for_a_failed_start() -> N
     found = diagnose(code=1, signal=None, log_tail=["out of memory"], was_ready=True)
     assert found.code == "unknown"
     assert not found.repeats
+
+
+def test_a_kill_for_want_of_memory_is_named_and_not_tried_again() -> None:
+    found = diagnose(
+        code=None, signal=signal.SIGKILL, log_tail=[], was_ready=True, out_of_memory=True
+    )
+    assert found.code == "out_of_memory"
+    assert found.repeats
+
+
+@pytest.mark.parametrize(
+    ("files", "count"),
+    [
+        ({"proc/vmstat": "nr_free_pages 1\noom_kill 4\nfoo 2"}, 4),
+        ({"proc/vmstat": "nr_free_pages 1"}, None),
+        (
+            {
+                "proc/vmstat": "oom_kill 9",
+                "proc/self/cgroup": "0::/box",
+                "proc/self/mountinfo": "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw",
+                "sys/fs/cgroup/box/memory.events": "low 0\noom 1\noom_kill 2\n",
+            },
+            2,
+        ),
+    ],
+)
+def test_the_kernel_s_count_is_read(
+    tmp_path: Path, files: dict[str, str], count: int | None
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert oom_kills(tmp_path) == count
 
 
 def test_an_unknown_end_says_so() -> None:
