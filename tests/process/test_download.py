@@ -27,6 +27,7 @@ pytestmark = pytest.mark.process
 
 _REPO = "maker/Model-7B-GGUF"
 _FILE = "model-7b.Q4_K_M.gguf"
+_IN_FLIGHT = 3_000_000
 
 # Pulls argv[1] and prints one JSON line for the outcome.
 _PULL = """
@@ -120,11 +121,25 @@ def _wait_for_bytes(hub: FakeHub, count: int, child: subprocess.Popen[str]) -> N
     raise AssertionError(f"the hub sent {hub.sent_bytes()} bytes, not {count}, within 30 s")
 
 
+def _wait_for_part(models: Path, size: int, child: subprocess.Popen[str]) -> None:
+    pause = threading.Event()
+    for _ in range(6000):
+        parts = list(models.rglob("*.part"))
+        if (parts and parts[0].stat().st_size >= size) or child.poll() is not None:
+            return
+        pause.wait(0.005)
+    raise AssertionError(f"the part did not reach {size} bytes within 30 s")
+
+
 def test_killed_again_and_again_it_ends_byte_identical_and_hardly_anything_comes_twice(
     hub: FakeHub, env: dict[str, str], models: Path
 ) -> None:
-    """kill -9 at random moments; the figure that counts is what each kill costs."""
-    size, kills = 30_000_000, 4
+    """kill -9 at random moments: no byte that was written is fetched again.
+
+    What was on its way in the kernel's buffers is lost with the process, however large the file is:
+    a hundredth of 300 MB for each kill bounds it.
+    """
+    size, kills, kept = 30_000_000, 4, [0]
     data = model_bytes(size)
     hub.add(_REPO, {_FILE: data})
     hub.rate_bytes_s = 40e6
@@ -132,20 +147,21 @@ def test_killed_again_and_again_it_ends_byte_identical_and_hardly_anything_comes
     for kill in range(kills):
         target = int(size * (kill + chance.uniform(0.1, 0.9)) / kills)
         with _python(_PULL, [_REPO], env) as child:
-            _wait_for_bytes(hub, target, child)
+            _wait_for_part(models, target, child)
             child.send_signal(signal.SIGKILL)
+            child.wait(10)
         assert not list(models.rglob("model.json"))
         assert not list(models.rglob("*.gguf"))
+        kept.append(next(models.rglob("*.part")).stat().st_size)
 
     with _python(_PULL, [_REPO], env) as child:
         outcome = _outcome(child)
 
     assert (models / outcome["path"]).read_bytes() == data
-    assert hub.sent_bytes() - size < kills * size * 0.01
-    starts = [seen.start for seen in hub.bodies("/cdn/")]
-    assert len(starts) == kills + 1
-    assert starts == sorted(starts)
-    assert starts[1] > 0
+    assert [seen.start for seen in hub.bodies("/cdn/")] == kept
+    assert kept == sorted(kept)
+    assert kept[1] > 0
+    assert hub.sent_bytes() - size < kills * _IN_FLIGHT
 
 
 def test_two_processes_make_one_transfer_and_the_second_says_that_it_waits(
@@ -181,7 +197,8 @@ def test_the_one_that_waits_goes_on_where_a_killed_one_stopped(
             outcome = _outcome(second)
 
     assert "path" in outcome
-    assert hub.sent_bytes() < len(data) * 1.02 + 128 * 1024
+    assert hub.bodies("/cdn/")[-1].start > 1_000_000
+    assert hub.sent_bytes() < len(data) + _IN_FLIGHT
 
 
 def test_a_disk_that_fills_midway_is_said_and_nothing_is_registered(
