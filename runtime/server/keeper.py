@@ -9,8 +9,8 @@ one it started under, five times a second.
 File descriptors, all given by the owner:
     0  control: one JSON line (the task), then the words ``term`` and ``kill``, a line each
     1  events: JSON lines: ``spawned``, ``exec_failed``, ``exited``
-    2  a copy of the engine's output; never waited for: what does not fit is dropped here, while the
-       log file has all of it
+    2  a copy of the engine's output; an owner that does not read is not waited for: the oldest of
+       what is too much is dropped here, while the log file has all of it
 
 When the owner is gone, everything below the keeper is killed and the keeper ends.
 """
@@ -32,6 +32,8 @@ CONTROL, EVENTS, OUTPUT = 0, 1, 2
 CHUNK = 1 << 16
 PARENT_CHECK_MS = 200
 DRAIN_S = 0.2
+LAST_WORDS_S = 1.0
+BACKLOG_BYTES = 1 << 18
 # Signals that are none of the keeper's business: it ends with the engine or with the owner.
 KEPT_OUT = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE, signal.SIGCHLD)
 
@@ -155,6 +157,8 @@ class Keeper:
         self.log = Log(task.get("log_path"), task.get("log_max_bytes", 10 << 20))
         self.owner_fd: int = task.get("owner_fd", -1)
         self.owner_pid: int = task["owner_pid"]
+        self.backlog = bytearray()
+        self.backlog_watched = False
         self.dropped = 0
         self.feed = task.get("stdin", "").encode()
         self.engine = 0
@@ -177,7 +181,7 @@ class Keeper:
         os.set_blocking(self.output, False)
         emit(event="spawned", pid=self.engine)
 
-        poll = select.poll()
+        poll = self.poll = select.poll()
         poll.register(CONTROL, select.POLLIN)
         poll.register(self.output, select.POLLIN)
         poll.register(wake_read, select.POLLIN)
@@ -192,6 +196,8 @@ class Keeper:
                 if fd == self.output:
                     if not self.copy():
                         poll.unregister(self.output)
+                elif fd == OUTPUT:
+                    self.forward()
                 elif fd == self.engine_in:
                     if self.write_input():
                         poll.unregister(self.engine_in)
@@ -215,6 +221,10 @@ class Keeper:
         until = time.monotonic() + DRAIN_S
         while time.monotonic() < until and self.copy():
             select.select([self.output], [], [], 0.02)
+        until = time.monotonic() + LAST_WORDS_S
+        while self.backlog and time.monotonic() < until:
+            select.select([], [OUTPUT], [], 0.05)
+            self.forward()
         emit(event="exited", dropped=self.dropped, **self.ending)
 
     def copy(self) -> bool:
@@ -226,11 +236,29 @@ class Keeper:
         if not data:
             return False
         self.log.write(data)
-        try:
-            self.dropped += len(data) - os.write(OUTPUT, data)
-        except OSError:
-            self.dropped += len(data)
+        self.backlog += data
+        excess = len(self.backlog) - BACKLOG_BYTES
+        if excess > 0:
+            # The newest is what matters: the line that says it listens, or why it dies.
+            del self.backlog[:excess]
+            self.dropped += excess
+        self.forward()
         return True
+
+    def forward(self) -> None:
+        """As much of the backlog to the owner as it takes without waiting."""
+        try:
+            del self.backlog[: os.write(OUTPUT, self.backlog)]
+        except BlockingIOError:
+            pass
+        except OSError:  # the owner is gone: its pidfd will say so
+            self.backlog.clear()
+        if bool(self.backlog) != self.backlog_watched:
+            self.backlog_watched = not self.backlog_watched
+            if self.backlog_watched:
+                self.poll.register(OUTPUT, select.POLLOUT)
+            else:
+                self.poll.unregister(OUTPUT)
 
     def write_input(self) -> bool:
         """One piece of the engine's configuration; True when all of it is written."""

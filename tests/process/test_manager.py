@@ -398,6 +398,16 @@ def test_a_log_flood_neither_blocks_nor_fills(fake_manager: FakeFactory) -> None
     assert len(manager.logs(10_000)) <= 400
 
 
+def test_an_owner_that_does_not_read_loses_the_oldest_lines_not_the_engine(
+    fake_manager: FakeFactory,
+) -> None:
+    """What the engine says last, that it listens, comes after megabytes that nobody read."""
+    for _ in range(3):
+        manager = fake_manager(flood_bytes=8 << 20, options={"startup_stall_timeout_s": 5.0})
+        assert manager.start().health().ok
+        manager.stop()
+
+
 def test_a_deleted_log_file_and_folder_are_survived(fake_manager: FakeFactory) -> None:
     manager = fake_manager().start()
     log = manager.snapshot().log_path
