@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         ServerStatusError,
         StorageError,
         TooManyRequestsError,
+        UnclosableAnswerError,
     )
     from runtime.server.manager import ServerManager
     from runtime.server.snapshot import ServerSnapshot
@@ -130,6 +131,7 @@ __all__ = [
     "ToolMetadata",
     "ToolSideEffects",
     "ToolSpec",
+    "UnclosableAnswerError",
     "Usage",
     "__version__",
 ]

@@ -356,6 +356,10 @@ class SchemaViolationError(LLMBadResponseError):
         self.reason = reason
 
 
+class UnclosableAnswerError(LLMBadResponseError):
+    """A structured answer was cut off, and no valid completion of it was found in time."""
+
+
 class IntegrityError(LLMBadResponseError):
     """A file's SHA-256 is not the expected one.
 

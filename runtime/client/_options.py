@@ -114,15 +114,3 @@ def check_attachable(config: ServerConfig | None, options: Mapping[str, Any]) ->
             f"With base_url no server is started, so {', '.join(named)} can have no effect.",
             hint="Leave base_url out to start a server, or leave the settings out.",
         )
-
-
-def check_truncation(on_truncation: str) -> None:
-    """Refuse an unknown way to deal with answers that were cut off.
-
-    Raises:
-        ConfigError: It is not ``"error"``.
-    """
-    if on_truncation != "error":
-        raise ConfigError(
-            f"on_truncation is {on_truncation!r}.", hint='The valid value is "error".'
-        )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from runtime.engines.base import Endpoint
     from runtime.inference.clock import Limits
+    from runtime.inference.policy import Policy
     from runtime.settings import ServerConfig
 
 
@@ -30,7 +31,7 @@ class ClientSettings:
         api_key: The key to send to it.
         embedding_model: A model of its own for embeddings.
         offline: Whether the network is never used to get models; None: as the environment says.
-        on_truncation: What becomes of structured answers that were cut off.
+        policy: What is wanted of structured answers.
         limits: Deadlines and bounds.
         server: The managed server's configuration; None when attached.
     """
@@ -41,7 +42,7 @@ class ClientSettings:
     api_key: str | None = field(repr=False)
     embedding_model: str | None
     offline: bool | None
-    on_truncation: str
+    policy: Policy
     limits: Limits
     server: ServerConfig | None
 
@@ -52,7 +53,7 @@ class ClientSettings:
             "model": self.model,
             "embedding_model": self.embedding_model,
             "offline": self.offline,
-            "on_truncation": self.on_truncation,
+            **asdict(self.policy),
             **asdict(self.limits),
         }
 
@@ -81,7 +82,7 @@ def client_settings(
     name: str,
     embedding_model: str | None,
     offline: bool | None,
-    on_truncation: str,
+    policy: Policy,
     limits: Limits,
     server_options: Mapping[str, Any],
 ) -> ClientSettings:
@@ -90,7 +91,6 @@ def client_settings(
     Raises:
         ConfigError: One is unknown, cannot work, or can have no effect.
     """
-    _options.check_truncation(on_truncation)
     _options.check_key(api_key)
     server: ServerConfig | None = None
     if base_url is not None:
@@ -105,7 +105,7 @@ def client_settings(
         api_key=api_key if server is None else None,
         embedding_model=embedding_model,
         offline=offline,
-        on_truncation=on_truncation,
+        policy=policy,
         limits=limits,
         server=server,
     )

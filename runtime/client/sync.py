@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from runtime.client._options import embedding_config
 from runtime.client._settings import capabilities, client_settings, config_snapshot
@@ -13,6 +13,7 @@ from runtime.client._stream import AnswerStream, events
 from runtime.contracts import BackendStatus, LLMChatParams, Provenance
 from runtime.inference import counting, embeddings, flow, messages, payload, structured
 from runtime.inference.clock import Limits
+from runtime.inference.policy import EnforcementLevel, OnTruncation, Policy
 from runtime.inference.reply import Backend
 from runtime.inference.transport import Switchboard, Wire, iterate, run
 
@@ -74,7 +75,8 @@ class LlamaClient:
         first_token_timeout_s: float = _DEFAULTS.first_token_timeout_s,
         stall_timeout_s: float = _DEFAULTS.stall_timeout_s,
         max_retries: int = _DEFAULTS.max_retries,
-        on_truncation: Literal["error"] = "error",
+        on_truncation: OnTruncation = "error",
+        enforcement: EnforcementLevel = "best",
         progress: Callable[[PullProgress], None] | None = None,
         **server_options: Unpack[ServerOptions],
     ) -> None:
@@ -94,7 +96,12 @@ class LlamaClient:
             first_token_timeout_s: Seconds until an answer begins, waiting for a slot included.
             stall_timeout_s: Seconds between two pieces of a streamed answer.
             max_retries: How often a request is sent again by itself.
-            on_truncation: What becomes of structured answers that were cut off: they are an error.
+            on_truncation: What becomes of structured answers that the token budget cut off:
+                ``"error"`` raises with the partial text, ``"close"`` returns the shortest valid
+                completion and says in ``raw["structured_output"]["closed"]`` what was added.
+                A key of that name in ``provider_options`` overrides it for one request.
+            enforcement: ``"strict"`` refuses a schema that cannot be enforced to the full while
+                decoding; ``"best"`` leaves the rest to validation. Overridden likewise.
             progress: Told about the download of models that are not on this machine yet.
             server_options: Fields of :class:`runtime.ServerConfig`.
 
@@ -118,7 +125,7 @@ class LlamaClient:
             name=name,
             embedding_model=embedding_model,
             offline=offline,
-            on_truncation=on_truncation,
+            policy=Policy(on_truncation=on_truncation, enforcement=enforcement),
             limits=limits,
             server_options=server_options,
         )
@@ -164,7 +171,7 @@ class LlamaClient:
         Raises:
             LLMError: See the error table of the contract.
         """
-        return self._answer(payload.from_chat(messages, model=model, params=params))
+        return self._answer(self._chat_wish(messages, model, params))
 
     def stream_chat(
         self,
@@ -181,7 +188,7 @@ class LlamaClient:
         Raises:
             LLMError: As for :meth:`chat`, at once or while iterating.
         """
-        return self._stream(payload.from_chat(messages, model=model, params=params), events)
+        return self._stream(self._chat_wish(messages, model, params), events)
 
     def generate(self, request: LLMRequest) -> LLMResponse:
         """Answer a whole request, tools and schema included.
@@ -189,14 +196,15 @@ class LlamaClient:
         Raises:
             LLMError: See the error table of the contract.
         """
-        return self._answer(payload.from_request(request))
+        return self._answer(payload.from_request(request, policy=self._settings.policy))
 
     def stream(self, request: LLMRequest) -> AnswerStream[LLMDelta]:
         """Answer a whole request piece by piece; see :meth:`stream_chat`.
 
         The last piece holds the token counts, where the server tells them.
         """
-        return self._stream(payload.from_request(request), lambda steps: steps)
+        wish = payload.from_request(request, policy=self._settings.policy)
+        return self._stream(wish, lambda steps: steps)
 
     def close(self) -> None:
         """End what runs, and the server that was started here; safe to call twice."""
@@ -335,6 +343,12 @@ class LlamaClient:
         return instance
 
     # --- parts --------------------------------------------------------------------------------
+
+    def _chat_wish(
+        self, messages: Sequence[LLMMessage] | str, model: str | None, params: LLMChatParams | None
+    ) -> Wish:
+        policy = self._settings.policy
+        return payload.from_chat(messages, model=model, params=params, policy=policy)
 
     def _answer(self, wish: Wish) -> LLMResponse:
         wish = self._with_model(wish)

@@ -8,8 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from runtime.contracts import Provenance
-from runtime.errors import ConnectionLostError, EngineNotRunningError, LLMBadResponseError
+from runtime.contracts import LLMDelta, Provenance
+from runtime.errors import (
+    ConnectionLostError,
+    EngineNotRunningError,
+    LLMBadResponseError,
+    UnclosableAnswerError,
+)
 from runtime.inference import failures, payload, reply
 from runtime.inference.clock import Clock
 from runtime.inference.effects import (
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
     from runtime.contracts import LLMResponse
     from runtime.engines.base import Endpoint
     from runtime.inference.clock import Limits, Phase
+    from runtime.inference.closing import Closed
     from runtime.inference.effects import Flow, HttpHead
     from runtime.inference.payload import Wish
     from runtime.inference.schema import Enforcement
@@ -44,6 +50,8 @@ MAX_BODY_BYTES = 256 * 1024 * 1024
 """Longest answer that is read into memory."""
 
 _FIRST_PAUSE_S = 0.1
+
+_HOPELESS = (reply.CutOffError, UnclosableAnswerError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +86,15 @@ def converse(
         answer = Answer()
         seed = payload.later_seed(first_seed, number)
         sent, enforcement = yield from _ask(wish, clock, answer, seed, resends, emit=emit)
+        closed: Closed | None = None
         try:
-            reply.check(answer, wish)
+            closed = reply.closed(answer, wish, keep_all=emit)
+            if closed is None:
+                reply.check(answer, wish)
         except LLMBadResponseError as exc:
             delivered = emit and answer.begun
             # The same budget would cut it off again, and without chance nothing would change.
-            hopeless = isinstance(exc, reply.CutOffError) or wish.temperature == 0
+            hopeless = isinstance(exc, _HOPELESS) or wish.temperature == 0
             if delivered or hopeless or number >= limits.max_retries:
                 raise
             number += 1
@@ -97,7 +108,10 @@ def converse(
             number=number,
             resends=sent.resends,
             started_at=started_at,
+            closed=closed,
         )
+        if emit and closed and (added := closed.text[closed.start :]):
+            yield Emit(LLMDelta(text_delta=added))
         return reply.response(answer, attempt, backend, latency_ms=clock.elapsed_ms)
 
 

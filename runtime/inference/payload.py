@@ -18,6 +18,7 @@ from runtime.errors import LLMCapabilityError, LLMInvalidRequestError
 from runtime.inference import schema as schemas
 from runtime.inference import tools as toolboxes
 from runtime.inference.messages import instructed, openai_messages
+from runtime.inference.policy import Policy
 
 if TYPE_CHECKING:
     from runtime.engines.base import Endpoint
@@ -47,6 +48,9 @@ _OWN: Final = {
 _BOUNDS: Final = ("max_tokens", "max_completion_tokens", "n_predict")
 
 
+_PLAIN: Final = Policy()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
     """A request that is right as far as can be told without an engine.
@@ -60,6 +64,7 @@ class Wish:
         options: Further fields of the request.
         tools: The tools, or None.
         schema: The answer's schema, or None.
+        policy: What is wanted of a structured answer besides.
     """
 
     messages: tuple[dict[str, object], ...]
@@ -70,6 +75,7 @@ class Wish:
     options: Mapping[str, object] = field(default_factory=dict)
     tools: ToolBox | None = None
     schema: Schema | None = None
+    policy: Policy = _PLAIN
 
     @property
     def continued(self) -> str:
@@ -79,7 +85,9 @@ class Wish:
         return content if last["role"] == "assistant" and isinstance(content, str) else ""
 
 
-def from_chat(messages: object, *, model: str | None, params: object) -> Wish:
+def from_chat(
+    messages: object, *, model: str | None, params: object, policy: Policy = _PLAIN
+) -> Wish:
     """The wish of a ``chat`` or ``stream_chat`` call; ``params`` may be None.
 
     Raises:
@@ -94,10 +102,11 @@ def from_chat(messages: object, *, model: str | None, params: object) -> Wish:
         response_format=None,
         tools=(),
         options=getattr(params, "provider_options", None),
+        policy=policy,
     )
 
 
-def from_request(request: object) -> Wish:
+def from_request(request: object, *, policy: Policy = _PLAIN) -> Wish:
     """The wish of a ``generate`` or ``stream`` call.
 
     Raises:
@@ -117,6 +126,7 @@ def from_request(request: object) -> Wish:
         response_format=getattr(request, "response_format", None),
         tools=getattr(request, "tools", ()) or (),
         options=getattr(request, "provider_options", None),
+        policy=policy,
     )
 
 
@@ -130,6 +140,7 @@ def _wish(
     response_format: object,
     tools: Any,
     options: object,
+    policy: Policy,
 ) -> Wish:
     if not isinstance(options or {}, Mapping):
         raise LLMInvalidRequestError(
@@ -141,6 +152,7 @@ def _wish(
             raise LLMInvalidRequestError(
                 f"provider_options cannot hold {name!r}.", hint=f"Instead, {_OWN[name]}."
             )
+    policy = policy.taking(rest)
     bounds = {name: rest.pop(name) for name in _BOUNDS if name in rest}
     max_tokens = _one("max_tokens", max_tokens, *bounds.values())
     temperature = _one("temperature", temperature, rest.pop("temperature", None))
@@ -163,6 +175,7 @@ def _wish(
         options=rest,
         tools=box,
         schema=schema,
+        policy=policy,
     )
     encode({"messages": wish.messages, **wish.options})  # what is not JSON is refused here and now
     return wish

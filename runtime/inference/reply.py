@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runtime.contracts import LLMResponse, Provenance
-from runtime.errors import LLMBadResponseError
+from runtime.errors import LLMBadResponseError, UnclosableAnswerError
 from runtime.inference import schema, tools
 
 if TYPE_CHECKING:
     from runtime.engines.base import Endpoint
+    from runtime.inference.closing import Closed
     from runtime.inference.payload import Wish
     from runtime.inference.schema import Enforcement
     from runtime.inference.stream import Answer
@@ -41,6 +42,7 @@ class Attempt:
         number: 0 for the first attempt, grows with each new seed.
         resends: How often the request was sent again because no answer began.
         started_at: When the first attempt began, ISO 8601.
+        closed: The answer as it was completed here, if it was cut off.
     """
 
     endpoint: Endpoint
@@ -50,6 +52,7 @@ class Attempt:
     number: int
     resends: int
     started_at: str
+    closed: Closed | None = None
 
 
 def check(answer: Answer, wish: Wish) -> None:
@@ -75,6 +78,36 @@ def check(answer: Answer, wish: Wish) -> None:
             "The model ended its answer without a word.",
             hint="Rephrase the prompt, or raise the temperature.",
         )
+
+
+def closed(answer: Answer, wish: Wish, *, keep_all: bool) -> Closed | None:
+    """The answer that was cut off, completed; None when it was not, or is not to be completed.
+
+    Args:
+        answer: What came.
+        wish: What was asked for.
+        keep_all: Whether the caller has the text already, so that nothing can be taken back.
+
+    Raises:
+        UnclosableAnswerError: No valid completion was found.
+    """
+    if wish.schema is None or answer.finish_reason != "length":
+        return None
+    if wish.policy.on_truncation != "close":
+        return None
+    from runtime.inference import closing  # noqa: PLC0415 - libraries that few answers need
+
+    text = answer.text
+    found = closing.close(text, wish.schema, keep_all=keep_all)
+    if found is None:
+        raise UnclosableAnswerError(
+            "The JSON was cut off by the token budget, and no valid completion of it was found.",
+            partial_text=text,
+            hint="Raise max_tokens, or simplify the schema"
+            + (", or do not stream: then what fits nowhere can be left out." if keep_all else "."),
+        )
+    whole = found.text == text and schema.ends_by_itself(text)
+    return None if whole else found
 
 
 def _may_be_empty(answer: Answer, wish: Wish) -> bool:
@@ -112,7 +145,7 @@ def response(answer: Answer, attempt: Attempt, backend: Backend, *, latency_ms: 
     reason = answer.finish_reason
     model = answer.model or attempt.endpoint.model
     return LLMResponse(
-        text=answer.text,
+        text=attempt.closed.text if attempt.closed else answer.text,
         model=model,
         provider=backend.name,
         finish_reason="tool_calls" if calls and reason == "stop" else reason,
@@ -151,5 +184,6 @@ def _notes(answer: Answer, attempt: Attempt) -> dict[str, object]:
             "attempts": attempt.number + 1,
             "enforcement": enforcement.kind,
             "validated_only": enforcement.validated_only,
+            "closed": attempt.closed.note() if attempt.closed else None,
         }
     return notes

@@ -30,6 +30,7 @@ from runtime import (
     ToolCall,
     ToolCallDelta,
     ToolSpec,
+    UnclosableAnswerError,
     Usage,
 )
 from runtime.client._options import ServerOptions
@@ -280,6 +281,7 @@ def test_a_structured_answer_is_enforced_by_grammar_and_validated(
         "attempts": 1,
         "enforcement": "llguidance",
         "validated_only": None,
+        "closed": None,
     }
     assert server.chats[-1].body["grammar"].startswith("%llguidance {}\nstart: %json {")
     assert "response_format" not in server.chats[-1].body
@@ -364,6 +366,40 @@ def test_a_number_cut_by_the_budget_may_not_be_the_whole_number(
     server.will(says("12", reason="length"))
     with pytest.raises(LLMBadResponseError, match="cut off"):
         client.generate(ask(response_schema={"type": "integer"}))
+
+
+def test_json_cut_by_the_budget_can_be_closed(server: FakeServer) -> None:
+    with LlamaClient(base_url=server.url, on_truncation="close") as client:
+        server.will(says('{"n": 3, "why', reason="length"))
+        reply = client.generate(ask(response_schema=SCHEMA))
+        assert (reply.text, reply.finish_reason) == ('{"n": 3, "why": null}', "length")
+        assert reply.raw is not None
+        noted = reply.raw["structured_output"]
+        assert isinstance(noted, dict)
+        assert noted["closed"] == {"start": 13, "text": '": null}', "dropped": 0}
+        server.will(says('{"n": 3', "33", reason="length"))
+        assert client.generate(ask(response_schema=SCHEMA)).text == '{"n": 0}'
+        server.will(says('{"n": 3', reason="length"))
+        error: dict[str, object] = {"on_truncation": "error"}
+        with pytest.raises(LLMBadResponseError, match="cut off"):
+            client.generate(ask(response_schema=SCHEMA, provider_options=error))
+        assert "on_truncation" not in server.chats[-1].body
+        server.will(says('{"n": ', reason="length"))
+        with pytest.raises(UnclosableAnswerError) as caught:
+            client.generate(ask(response_schema={"type": "integer", "not": {"type": "number"}}))
+        assert caught.value.partial_text == '{"n": '
+
+
+def test_a_stream_that_is_closed_delivers_the_closing_too(server: FakeServer) -> None:
+    with LlamaClient(base_url=server.url, on_truncation="close") as client:
+        server.will(says('{"n":', " 3", reason="length"))
+        params = LLMChatParams(response_schema=SCHEMA)
+        *deltas, last = client.stream_chat("hi", params=params)
+        assert last.response is not None
+        assert last.response.text == '{"n": 3}' == "".join(d.delta_text or "" for d in deltas)
+        server.will(says('{"n":', " 333", reason="length"))
+        with pytest.raises(UnclosableAnswerError, match="do not stream"):
+            list(client.stream_chat("hi", params=params))
 
 
 def test_json_that_ended_with_the_budget_is_whole(client: LlamaClient, server: FakeServer) -> None:
@@ -687,7 +723,8 @@ def test_the_config_hash_changes_when_and_only_when_the_configuration_does() -> 
         ({"base_url": "http://x", "api_key": "é"}, "API key"),
         ({"base_url": "http://x", "ctx_size": 3}, "ctx_size can have no effect"),
         ({"base_url": "http://x", "config": ServerConfig()}, "config can have no effect"),
-        ({"on_truncation": "close"}, "on_truncation is 'close'"),
+        ({"on_truncation": "drop"}, "on_truncation is 'drop'"),
+        ({"enforcement": "some"}, "enforcement is 'some'"),
         ({"request_timeout_s": 0}, "request_timeout_s is 0"),
         ({"first_token_timeout_s": -1}, "first_token_timeout_s is -1"),
         ({"stall_timeout_s": math.inf}, "stall_timeout_s is inf"),
