@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from runtime.errors import LLMCapabilityError, LLMInvalidRequestError
 from runtime.inference import schema as schemas
+from runtime.inference import strictness
 from runtime.inference import tools as toolboxes
 from runtime.inference.messages import instructed, openai_messages
 from runtime.inference.policy import Policy
@@ -210,6 +211,8 @@ def body(
     if not wish.schema:
         return made, None
     enforcement = schemas.enforcement(wish.schema, endpoint.capabilities)
+    if wish.policy.enforcement == "strict":
+        strictness.demand(wish.schema, enforcement)
     if enforcement.instruction:
         made["messages"] = instructed(wish.messages, enforcement.instruction)
     return {**made, **enforcement.fields}, enforcement

@@ -47,14 +47,14 @@ class Enforcement:
 
     Attributes:
         kind: ``"llguidance"``, ``"json_schema"`` (the engine's own converter) or ``"prompt"`` (the
-            model is only told).
+            model is only told), or ``"grammar"`` (a grammar of our own that holds the schema).
         fields: What is added to the request.
         instruction: What is said to the model, or None.
         validated_only: Why the grammar admits more than the schema does, or None when it does not,
             as far as is known.
     """
 
-    kind: Literal["llguidance", "json_schema", "prompt"]
+    kind: Literal["llguidance", "json_schema", "grammar", "prompt"]
     fields: Mapping[str, object]
     instruction: str | None = None
     validated_only: str | None = None

@@ -10,7 +10,7 @@ import pytest
 from runtime.contracts import LLMMessage, LLMRequest, ToolCall, ToolSpec
 from runtime.engines.base import Endpoint, EngineCapabilities
 from runtime.errors import LLMBadResponseError, LLMInvalidRequestError, SchemaViolationError
-from runtime.inference import payload, schema, tools
+from runtime.inference import payload, schema, strictness, tools
 
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -146,6 +146,53 @@ def test_without_llguidance_the_engines_own_converter_is_asked() -> None:
             "json_schema": {"name": "answer", "schema": PERSON, "strict": True},
         }
         assert found.validated_only
+
+
+@pytest.mark.parametrize(
+    ("inner", "place"),
+    [
+        ({"not": {"const": 3}}, "'not' at /properties/a~1b/not"),
+        ({"type": "array", "uniqueItems": True}, "'uniqueItems' at /properties/a~1b/uniqueItems"),
+        ({"oneOf": [{"type": "string"}, {"minLength": 3}]}, "'oneOf' at /properties/a~1b/oneOf"),
+        ({"type": "string", "format": "byte"}, "'format' at /properties/a~1b/format"),
+    ],
+)
+def test_strict_refuses_what_cannot_be_enforced_and_names_it(
+    inner: dict[str, Any], place: str
+) -> None:
+    document = {"type": "object", "properties": {"x": {"type": "integer"}, "a/b": inner}}
+    checked = schema.check(document)
+    with pytest.raises(LLMInvalidRequestError, match=place):
+        strictness.demand(checked, schema.enforcement(checked, LLGUIDANCE))
+
+
+def test_strict_takes_what_is_enforced() -> None:
+    exact = schema.check({"type": "object", "properties": {"a": {"minimum": 3}}})
+    strictness.demand(exact, schema.enforcement(exact, LLGUIDANCE))
+    own = EngineCapabilities(json_schema=True)
+    with pytest.raises(LLMInvalidRequestError, match="'minimum' at /properties/a/minimum"):
+        strictness.demand(exact, schema.enforcement(exact, own))
+    none = EngineCapabilities(json_schema=False)
+    with pytest.raises(LLMInvalidRequestError, match="everything at its root"):
+        strictness.demand(exact, schema.enforcement(exact, none))
+
+
+def test_strictness_is_the_requests_own_wish() -> None:
+    request = LLMRequest(
+        messages=[LLMMessage(role="user", content="x")],
+        response_schema={"not": {"type": "string"}},
+        provider_options={"enforcement": "strict"},
+    )
+    endpoint = Endpoint(
+        base_url="", api_key=None, kind="xllamacpp", model="m", capabilities=LLGUIDANCE,
+        context_tokens=64,
+    )  # fmt: skip
+    with pytest.raises(LLMInvalidRequestError, match="'not' at /not"):
+        payload.body(payload.from_request(request), endpoint, seed=1, stream=True)
+    with pytest.raises(LLMInvalidRequestError, match="enforcement is 'most'"):
+        payload.from_request(
+            LLMRequest(messages=request.messages, provider_options={"enforcement": "most"})
+        )
 
 
 def test_where_nothing_is_enforced_the_model_is_told() -> None:
