@@ -130,14 +130,15 @@ def config_snapshot(
 def capabilities(endpoint: Endpoint) -> BackendCapabilities:
     """What can be done with an endpoint's model.
 
-    Whether a server that is not llama.cpp's knows tools cannot be seen from outside: then they are
-    sent, and what comes back is checked.
+    Tools are native where the model's chat template knows them; else they are told in the prompt
+    and enforced by a grammar. Whether a server that is not llama.cpp's knows tools cannot be seen
+    from outside: then they are sent, and what comes back is checked.
     """
     known = endpoint.capabilities
     enforced = known.llguidance or known.json_schema or known.grammar
     return BackendCapabilities(
         streaming=True,
-        tool_calling={True: "native", False: "none", None: "best_effort"}[known.tools],  # type: ignore[arg-type]
+        tool_calling="native" if known.tools else "best_effort",
         json_mode="native" if enforced else "prompt+validate",
         vision=bool(known.vision),
         max_context_tokens=endpoint.context_tokens,

@@ -125,6 +125,8 @@ def _ask(
         nonlocal enforcement
         stream = emit or endpoint.kind in payload.LLAMA_CPP_KINDS
         body, enforcement = payload.body(wish, endpoint, seed=seed, stream=stream)
+        if wish.tools and payload.prompts_tools(endpoint):
+            answer.read_calls()
         return post(endpoint, CHAT_PATH, body), "first_token" if stream else "total"
 
     sent = yield from send(request, clock, resends)

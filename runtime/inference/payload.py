@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from runtime.errors import LLMCapabilityError, LLMInvalidRequestError
+from runtime.errors import LLMInvalidRequestError
+from runtime.inference import prompted_tools, strictness
 from runtime.inference import schema as schemas
-from runtime.inference import strictness
 from runtime.inference import tools as toolboxes
+from runtime.inference.histories import with_tools, without_tools
 from runtime.inference.messages import instructed, openai_messages
 from runtime.inference.policy import Policy
 
@@ -188,11 +189,13 @@ def body(
     """The body of the request for one endpoint, and how the schema is enforced there.
 
     Raises:
-        LLMCapabilityError: The endpoint's model knows no tools.
+        LLMInvalidRequestError: The schema is to be enforced strictly, and cannot be.
     """
+    told = prompts_tools(endpoint)
+    messages = without_tools(wish.messages) if told else with_tools(wish.messages)
     made: dict[str, object] = {
         "model": wish.model or endpoint.model,
-        "messages": list(wish.messages),
+        "messages": messages,
         **wish.options,
         "seed": seed,
         "max_tokens": token_bound(wish, endpoint),
@@ -202,20 +205,25 @@ def body(
     if stream:
         made |= {"stream": True, "stream_options": {"include_usage": True}}
     if wish.tools:
-        if endpoint.capabilities.tools is False:
-            raise LLMCapabilityError(
-                f"The chat template of the model {endpoint.model!r} knows no tools.",
-                hint="Use a model that was trained for tool calls.",
-            )
-        made |= toolboxes.fields(wish.tools, llama_cpp=endpoint.kind in LLAMA_CPP_KINDS)
+        if told:
+            several = made.pop("parallel_tool_calls", False) is True
+            known = endpoint.capabilities
+            made |= prompted_tools.body(wish.tools, messages, known, several=several)
+        else:
+            made |= toolboxes.fields(wish.tools, llama_cpp=endpoint.kind in LLAMA_CPP_KINDS)
     if not wish.schema:
         return made, None
     enforcement = schemas.enforcement(wish.schema, endpoint.capabilities)
     if wish.policy.enforcement == "strict":
         strictness.demand(wish.schema, enforcement)
     if enforcement.instruction:
-        made["messages"] = instructed(wish.messages, enforcement.instruction)
+        made["messages"] = instructed(messages, enforcement.instruction)
     return {**made, **enforcement.fields}, enforcement
+
+
+def prompts_tools(endpoint: Endpoint) -> bool:
+    """Whether tools are told in the prompt, because the model's template knows none."""
+    return endpoint.capabilities.tools is False
 
 
 def token_bound(wish: Wish, endpoint: Endpoint) -> int:

@@ -65,6 +65,8 @@ def check(answer: Answer, wish: Wish) -> None:
     if wish.tools:
         if answer.finish_reason == "length" and calls:
             raise _cut(answer, "A tool call", calls[-1].arguments_json)
+        if answer.finish_reason == "length" and wish.tools.call_wanted:
+            raise _cut(answer, "The tool call", text)
         tools.check_calls(wish.tools, calls, text=text)
     elif calls:
         raise LLMBadResponseError(
@@ -166,6 +168,14 @@ def response(answer: Answer, attempt: Attempt, backend: Backend, *, latency_ms: 
     )
 
 
+def _why_empty(answer: Answer) -> str:
+    if answer.reasoning:
+        cut = answer.finish_reason == "length"
+        return "The token budget ended the thinking." if cut else "The model only thought."
+    cut = answer.finish_reason == "length"
+    return "The token budget was empty." if cut else "A stop text came first."
+
+
 def _notes(answer: Answer, attempt: Attempt) -> dict[str, object]:
     notes: dict[str, object] = {
         "seed": attempt.seed,
@@ -179,6 +189,8 @@ def _notes(answer: Answer, attempt: Attempt) -> dict[str, object]:
             notes["cache"] = {"reused": timings["cache_n"], "processed": timings["prompt_n"]}
     if answer.reasoning:
         notes["reasoning"] = answer.reasoning
+    if not (answer.text or answer.tool_calls or attempt.closed):
+        notes["empty_text"] = _why_empty(answer)
     if enforcement := attempt.enforcement:
         notes["structured_output"] = {
             "attempts": attempt.number + 1,

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 # spent on blank lines. The last two keys let it take schemas it cannot express to the full.
 _LAYOUT: Final = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _LENIENT: Final = {**_LAYOUT, "lenient": True, "coerce_one_of": True}
+_HEAD: Final = "%llguidance {}\nstart: %json "
+
+ANY_OBJECT: Final = json.dumps({"type": "object", "x-guidance": _LAYOUT})
+"""What stands after ``%json`` for an object with nothing known of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +123,15 @@ def enforcement(schema: Schema, capabilities: EngineCapabilities) -> Enforcement
     )
 
 
-@lru_cache(maxsize=256)
 def _grammar(text: str) -> tuple[str | None, str | None]:
-    """The llguidance grammar of a schema, or None, and what it leaves to validation.
+    """The llguidance grammar of a schema, or None, and what it leaves to validation."""
+    document, problem = json_rule(text)
+    return None if document is None else _HEAD + document, problem
+
+
+@lru_cache(maxsize=256)
+def json_rule(text: str) -> tuple[str | None, str | None]:
+    """A schema as it stands after ``%json`` in a grammar, or None, and what that leaves out.
 
     The engine decodes freely, and says nothing, when it cannot compile a grammar. So the same
     library compiles it here first.
@@ -130,11 +140,10 @@ def _grammar(text: str) -> tuple[str | None, str | None]:
 
     problem: str | None = None
     for options in (_LAYOUT, _LENIENT):
-        document = {**json.loads(text), "x-guidance": options}
-        grammar = "%llguidance {}\nstart: %json " + json.dumps(document, ensure_ascii=False)
-        failure = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar))
+        document = json.dumps({**json.loads(text), "x-guidance": options}, ensure_ascii=False)
+        failure = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(_HEAD + document))
         if not failure or failure.startswith("WARNING"):
-            return grammar, problem
+            return document, problem
         problem = problem or failure.partition("\n")[0]
     return None, problem
 

@@ -15,6 +15,7 @@ from uuid import uuid4
 from runtime.contracts import LLMDelta, ToolCall, ToolCallDelta, Usage
 from runtime.errors import LLMBadResponseError
 from runtime.inference import failures
+from runtime.inference.prompted_tools import CallReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -104,6 +105,7 @@ class Answer:
         self._usage_object: object = None
         self._head: dict[str, object] = {}
         self._raw: dict[str, object] | None = None
+        self._reader: CallReader | None = None
 
     @property
     def begun(self) -> bool:
@@ -113,7 +115,8 @@ class Answer:
     @property
     def text(self) -> str:
         """The text so far."""
-        return "".join(self._text)
+        waiting = self._reader.waiting if self._reader and not self._calls else ""
+        return "".join(self._text) + waiting
 
     @property
     def reasoning(self) -> str:
@@ -227,8 +230,7 @@ class Answer:
         for choice in chunk["choices"][:1]:
             delta = choice.get("delta") or {}
             if content := _text(delta.get("content")):
-                self._text.append(content)
-                deltas.append(LLMDelta(text_delta=content))
+                deltas.extend(self._add_text(content))
             if thought := _text(delta.get("reasoning_content")):
                 self._reasoning.append(thought)
             for position, piece in enumerate(delta.get("tool_calls") or ()):
@@ -243,6 +245,21 @@ class Answer:
             self._usage_object = usage
             self.usage = usage_of(usage)
             deltas.append(LLMDelta(usage_delta=self.usage))
+        return deltas
+
+    def read_calls(self) -> None:
+        """Look for tool calls in the text from now on; see :mod:`prompted_tools`."""
+        self._reader = CallReader()
+
+    def _add_text(self, content: str) -> list[LLMDelta]:
+        pieces = [content] if self._reader is None else self._reader.feed(content)
+        deltas: list[LLMDelta] = []
+        for piece in pieces:
+            if isinstance(piece, str):
+                self._text.append(piece)
+                deltas.append(LLMDelta(text_delta=piece))
+            else:
+                deltas.append(LLMDelta(tool_call_delta=self._add_call(0, piece)))
         return deltas
 
     def _add_call(self, position: int, piece: Mapping[str, Any]) -> ToolCallDelta:

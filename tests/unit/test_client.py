@@ -515,17 +515,67 @@ def test_a_tool_call_cut_by_the_budget_is_named_so(tool_server: FakeServer) -> N
     assert caught.value.partial_text == '{"x'
 
 
-def test_tools_for_a_model_that_knows_none_are_a_missing_capability(
+def test_tools_for_a_model_that_knows_none_are_told_and_enforced(
     client: LlamaClient, server: FakeServer
 ) -> None:
-    """The engine would ignore them silently."""
-    before = len(server.requests)
-    assert client.capabilities().tool_calling == "none"
-    with pytest.raises(LLMCapabilityError, match=f"{MODEL}.*knows no tools"):
-        client.generate(ask(tools=[TOOL]))
-    with pytest.raises(LLMCapabilityError):
-        list(client.stream(ask(tools=[TOOL])))
-    assert len(server.requests) == before
+    """The engine would ignore them silently, so it is not given any."""
+    assert client.capabilities().tool_calling == "best_effort"
+    required: dict[str, object] = {"tool_choice": "required"}
+    server.will(says('{"name": "add", "argu', 'ments": {"x"', ': "}"}}'))
+    reply = client.generate(ask(tools=[TOOL], provider_options=required))
+    assert [(call.name, call.arguments_json) for call in reply.tool_calls] == [
+        ("add", '{"x": "}"}')
+    ]
+    assert (reply.text, reply.finish_reason) == ("", "tool_calls")
+    sent = server.chats[-1].body
+    assert not {"tools", "tool_choice", "parallel_tool_calls"} & sent.keys()
+    assert '"name": "add"' in sent["messages"][0]["content"]
+    assert sent["grammar"].startswith("%llguidance {}\nstart: call\n")
+    server.will(says('{"name": "add", "argu', 'ments": {"x"', ": 1}}"))
+    deltas = list(client.stream(ask(tools=[TOOL])))
+    calls = [each.tool_call_delta for each in deltas if each.tool_call_delta]
+    assert [(call.name, call.arguments_json_delta) for call in calls] == [
+        ("add", None),
+        (None, '{"x"'),
+        (None, ": 1}"),
+    ]
+    assert len({call.call_id for call in calls}) == 1
+
+
+def test_told_tools_leave_plain_text_alone(client: LlamaClient, server: FakeServer) -> None:
+    server.will(says("It", " is {x}."), says("No."), says("{1, 2}", " is a set"))
+    reply = client.generate(ask(tools=[TOOL]))
+    assert (reply.text, reply.tool_calls, reply.finish_reason) == ("It is {x}.", (), "stop")
+    none: dict[str, object] = {"tool_choice": "none"}
+    assert client.generate(ask(tools=[TOOL], provider_options=none)).text == "No."
+    sent = server.chats[-1].body
+    assert "grammar" not in sent
+    assert sent["messages"] == [{"role": "user", "content": "hi"}]
+    assert client.generate(ask(tools=[TOOL])).text == "{1, 2} is a set"
+
+
+def test_several_told_calls_come_where_asked_for(client: LlamaClient, server: FakeServer) -> None:
+    line = '{"name": "add", "arguments": {"x": 1}}'
+    server.will(says(f"{line}\n{line}"))
+    several: dict[str, object] = {"parallel_tool_calls": True}
+    reply = client.generate(ask(tools=[TOOL], provider_options=several))
+    assert [call.arguments_json for call in reply.tool_calls] == ['{"x": 1}'] * 2
+    assert len({call.call_id for call in reply.tool_calls}) == 2
+    assert 'call ("\\n" call){0,7}' in server.chats[-1].body["grammar"]
+
+
+def test_told_calls_are_validated_and_asked_for_again(
+    client: LlamaClient, server: FakeServer
+) -> None:
+    wrong, right = '{"name": "add", "arguments": {}}', '{"name": "add", "arguments": {"x": 2}}'
+    server.will(says(wrong), says("no"), says(right))
+    required: dict[str, object] = {"tool_choice": "add"}
+    reply = client.generate(ask(tools=[TOOL], provider_options=required))
+    assert reply.tool_calls[0].arguments_json == '{"x": 2}'
+    server.will(says('{"na', reason="length"))
+    with pytest.raises(LLMBadResponseError, match="The tool call was cut off") as caught:
+        client.generate(ask(tools=[TOOL], provider_options=required))
+    assert caught.value.partial_text == '{"na'
 
 
 def test_a_call_that_nobody_offered_is_a_bad_response(
@@ -623,7 +673,10 @@ def test_a_base_url_may_end_with_v1(server: FakeServer, suffix: str) -> None:
 def test_a_llama_cpp_server_is_known_by_looking(client: LlamaClient) -> None:
     capabilities = client.capabilities()
     assert (capabilities.streaming, capabilities.vision) == (True, False)
-    assert (capabilities.tool_calling, capabilities.json_mode) == ("none", "native")
+    assert (capabilities.tool_calling, capabilities.json_mode) == (
+        "best_effort",
+        "native",
+    )
     assert capabilities.max_context_tokens == CONTEXT
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from runtime.contracts import LLMChatParams, LLMMessage, LLMRequest, ToolSpec
 from runtime.engines.base import Endpoint, EngineCapabilities
-from runtime.errors import LLMCapabilityError, LLMError, LLMInvalidRequestError
+from runtime.errors import LLMError, LLMInvalidRequestError
 from runtime.inference import payload
 
 if TYPE_CHECKING:
@@ -277,13 +277,6 @@ def test_tools_that_cannot_be_right_are_refused(
 def test_a_choice_without_tools_that_asks_for_none_is_nothing() -> None:
     for choice in (None, "auto", "none"):
         assert "tool_choice" not in body(wish(provider_options={"tool_choice": choice}))
-
-
-def test_tools_for_a_template_that_knows_none_are_a_missing_capability() -> None:
-    deaf = endpoint(model="smol", capabilities=EngineCapabilities(tools=False))
-    with pytest.raises(LLMCapabilityError, match="'smol' knows no tools"):
-        body(wish(tools=[TOOL]), deaf)
-    assert body(wish(), deaf)
 
 
 def test_where_tools_cannot_be_seen_they_are_sent() -> None:
