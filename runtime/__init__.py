@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         TooManyRequestsError,
         UnclosableAnswerError,
     )
+    from runtime.inference.bounds import Bounds
     from runtime.server.manager import ServerManager
     from runtime.server.snapshot import ServerSnapshot
     from runtime.settings import RestartPolicy, ServerConfig
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BackendCapabilities",
     "BackendStatus",
+    "Bounds",
     "ConfigError",
     "ConnectionLostError",
     "ContextOverflowError",
@@ -137,6 +139,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Bounds": "runtime.inference.bounds",
     "LlamaClient": "runtime.client.sync",
     "ModelStore": "runtime.store",
     "RestartPolicy": "runtime.settings",

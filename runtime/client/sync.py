@@ -12,6 +12,7 @@ from runtime.client._sources import AttachedSource, EndpointSource, ManagedSourc
 from runtime.client._stream import AnswerStream, events
 from runtime.contracts import BackendStatus, LLMChatParams, Provenance
 from runtime.inference import counting, embeddings, flow, messages, payload, structured
+from runtime.inference.bounds import Bounds
 from runtime.inference.clock import Limits
 from runtime.inference.policy import EnforcementLevel, OnTruncation, Policy
 from runtime.inference.reply import Backend
@@ -77,6 +78,7 @@ class LlamaClient:
         max_retries: int = _DEFAULTS.max_retries,
         on_truncation: OnTruncation = "error",
         enforcement: EnforcementLevel = "best",
+        bounds: Bounds | None = None,
         progress: Callable[[PullProgress], None] | None = None,
         **server_options: Unpack[ServerOptions],
     ) -> None:
@@ -102,6 +104,8 @@ class LlamaClient:
                 A key of that name in ``provider_options`` overrides it for one request.
             enforcement: ``"strict"`` refuses a schema that cannot be enforced to the full while
                 decoding; ``"best"`` leaves the rest to validation. Overridden likewise.
+            bounds: How much a structured answer may hold where its schema sets no bound; None for
+                the defaults. Overridden likewise, also by a dict of single ones.
             progress: Told about the download of models that are not on this machine yet.
             server_options: Fields of :class:`runtime.ServerConfig`.
 
@@ -125,7 +129,9 @@ class LlamaClient:
             name=name,
             embedding_model=embedding_model,
             offline=offline,
-            policy=Policy(on_truncation=on_truncation, enforcement=enforcement),
+            policy=Policy(
+                on_truncation=on_truncation, enforcement=enforcement, bounds=bounds or Bounds()
+            ),
             limits=limits,
             server_options=server_options,
         )

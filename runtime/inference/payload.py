@@ -208,12 +208,14 @@ def body(
         if told:
             several = made.pop("parallel_tool_calls", False) is True
             known = endpoint.capabilities
-            made |= prompted_tools.body(wish.tools, messages, known, several=several)
+            made |= prompted_tools.body(
+                wish.tools, messages, known, several=several, bounds=wish.policy.bounds
+            )
         else:
             made |= toolboxes.fields(wish.tools, llama_cpp=endpoint.kind in LLAMA_CPP_KINDS)
     if not wish.schema:
         return made, None
-    enforcement = schemas.enforcement(wish.schema, endpoint.capabilities)
+    enforcement = schemas.enforcement(wish.schema, endpoint.capabilities, wish.policy.bounds)
     if wish.policy.enforcement == "strict":
         strictness.demand(wish.schema, enforcement)
     if enforcement.instruction:

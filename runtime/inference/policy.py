@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, get_args
 
 from runtime.errors import ConfigError
+from runtime.inference.bounds import Bounds
 
 OnTruncation = Literal["error", "close"]
 EnforcementLevel = Literal["best", "strict"]
@@ -24,10 +26,12 @@ class Policy:
         on_truncation: What becomes of one that the token budget cut off: an error, or closed with
             the shortest valid completion.
         enforcement: Whether a schema that cannot be enforced to the full while decoding is refused.
+        bounds: What bounds decoding where the schema sets none.
     """
 
     on_truncation: OnTruncation = "error"
     enforcement: EnforcementLevel = "best"
+    bounds: Bounds = field(default_factory=Bounds)
 
     def __post_init__(self) -> None:
         for name, words in _WORDS.items():
@@ -43,4 +47,15 @@ class Policy:
             ConfigError: A value is unknown.
         """
         given = {name: options.pop(name) for name in _WORDS if name in options}
+        if (bounds := options.pop("bounds", None)) is not None:
+            given["bounds"] = _bounds(self.bounds, bounds)
         return replace(self, **given) if given else self
+
+
+def _bounds(bounds: Bounds, given: object) -> Bounds:
+    if isinstance(given, Bounds):
+        return given
+    known = Bounds.__slots__
+    if not isinstance(given, Mapping) or not given.keys() <= set(known):
+        raise ConfigError(f"bounds is {given!r}.", hint=f"It may hold: {', '.join(known)}.")
+    return replace(bounds, **given)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from runtime.engines.base import EngineCapabilities
+    from runtime.inference.bounds import Bounds
     from runtime.inference.tools import ToolBox
 
 MOST_CALLS: Final = 8
@@ -42,13 +43,14 @@ def body(
     capabilities: EngineCapabilities,
     *,
     several: bool,
+    bounds: Bounds | None = None,
 ) -> dict[str, object]:
     """What tools add to the request: the instructed messages, and a grammar where there is one."""
     if box.choice == "none":
         return {"messages": list(messages)}
     made: dict[str, object] = {"messages": instructed(messages, _instruction(box, several=several))}
     if capabilities.llguidance:
-        made["grammar"] = _llguidance(box, several=several)
+        made["grammar"] = _llguidance(box, bounds, several=several)
     elif capabilities.grammar:
         made["grammar"] = _gbnf(box, several=several)
     return made
@@ -70,13 +72,13 @@ def _instruction(box: ToolBox, *, several: bool) -> str:
     return "\n".join(["You can call these functions:", *lines, how])
 
 
-def _llguidance(box: ToolBox, *, several: bool) -> str:
+def _llguidance(box: ToolBox, bounds: Bounds | None, *, several: bool) -> str:
     lines = ["%llguidance {}", _start("start:", box, several=several)]
     names = _offered(box)
     lines.append("call: " + " | ".join(f"call{n}" for n in range(len(names))))
     for n, name in enumerate(names):
         head = json.dumps(f'{{"name": {json.dumps(name)}, "arguments": ')
-        document, _ = schemas.json_rule(box.arguments[name].text)
+        document, _ = schemas.json_rule(box.arguments[name].text, bounds)
         lines.append(f'call{n}: {head} arguments{n} "}}"')
         lines.append(f"arguments{n}: %json {document or schemas.ANY_OBJECT}")
     if box.choice == "auto":

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from runtime.errors import LLMInvalidRequestError, SchemaViolationError
+from runtime.inference.bounds import narrowed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,12 +21,16 @@ if TYPE_CHECKING:
     import jsonschema_rs
 
     from runtime.engines.base import EngineCapabilities
+    from runtime.inference.bounds import Bounds
 
 # How llguidance lays out JSON: the whitespace of json.dumps and none besides, so that no tokens are
 # spent on blank lines. The last two keys let it take schemas it cannot express to the full.
 _LAYOUT: Final = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _LENIENT: Final = {**_LAYOUT, "lenient": True, "coerce_one_of": True}
 _HEAD: Final = "%llguidance {}\nstart: %json "
+
+_MOST_CONVERTED: Final = 65_536
+"""Characters of the longest schema that an engine's own converter is given."""
 
 ANY_OBJECT: Final = json.dumps({"type": "object", "x-guidance": _LAYOUT})
 """What stands after ``%json`` for an object with nothing known of it."""
@@ -99,16 +105,25 @@ def _checked(text: str) -> Schema:
     return Schema(document=document, text=text, validator=validator)
 
 
-def enforcement(schema: Schema, capabilities: EngineCapabilities) -> Enforcement:
-    """The strongest way this engine has to keep to ``schema`` while decoding."""
+def enforcement(
+    schema: Schema, capabilities: EngineCapabilities, bounds: Bounds | None = None
+) -> Enforcement:
+    """The strongest way this engine has to keep to ``schema`` while decoding.
+
+    Args:
+        schema: What to keep to.
+        capabilities: What the engine can do.
+        bounds: What else is bounded, where the engine can do that.
+    """
     if capabilities.llguidance:
-        grammar, problem = _grammar(schema.text)
-        if grammar is not None:
-            return Enforcement(
-                kind="llguidance", fields={"grammar": grammar}, validated_only=problem
-            )
+        grammar, problem = _grammar(schema.text, bounds)
+        # What it cannot express, the engine's own converter drops, or takes half a minute for.
+        grammar = grammar or _HEAD + json.dumps({**_outline(schema), "x-guidance": _LAYOUT})
+        return Enforcement(kind="llguidance", fields={"grammar": grammar}, validated_only=problem)
     if capabilities.json_schema is not False:
-        wrapped = {"name": "answer", "schema": schema.document, "strict": True}
+        small = len(schema.text) <= _MOST_CONVERTED
+        document = schema.document if small else _outline(schema)
+        wrapped = {"name": "answer", "schema": document, "strict": True}
         return Enforcement(
             kind="json_schema",
             fields={"response_format": {"type": "json_schema", "json_schema": wrapped}},
@@ -123,14 +138,20 @@ def enforcement(schema: Schema, capabilities: EngineCapabilities) -> Enforcement
     )
 
 
-def _grammar(text: str) -> tuple[str | None, str | None]:
+def _grammar(text: str, bounds: Bounds | None) -> tuple[str | None, str | None]:
     """The llguidance grammar of a schema, or None, and what it leaves to validation."""
-    document, problem = json_rule(text)
+    document, problem = json_rule(text, bounds)
     return None if document is None else _HEAD + document, problem
 
 
+def _outline(schema: Schema) -> dict[str, object]:
+    """The type that a schema asks for, and nothing else."""
+    kind = schema.document.get("type")
+    return {"type": kind} if isinstance(kind, str | list) else {}
+
+
 @lru_cache(maxsize=256)
-def json_rule(text: str) -> tuple[str | None, str | None]:
+def json_rule(text: str, bounds: Bounds | None) -> tuple[str | None, str | None]:
     """A schema as it stands after ``%json`` in a grammar, or None, and what that leaves out.
 
     The engine decodes freely, and says nothing, when it cannot compile a grammar. So the same
@@ -139,12 +160,16 @@ def json_rule(text: str) -> tuple[str | None, str | None]:
     from llguidance import LLMatcher  # noqa: PLC0415 - as above
 
     problem: str | None = None
-    for options in (_LAYOUT, _LENIENT):
-        document = json.dumps({**json.loads(text), "x-guidance": options}, ensure_ascii=False)
+    whole = json.loads(text)
+    # A bound may contradict what another part of the schema demands; then there is none.
+    forms = [whole] if bounds is None else [narrowed(whole, bounds), whole]
+    for options, form in product((_LAYOUT, _LENIENT), forms):
+        document = json.dumps({**form, "x-guidance": options}, ensure_ascii=False)
         failure = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(_HEAD + document))
         if not failure or failure.startswith("WARNING"):
             return document, problem
-        problem = problem or failure.partition("\n")[0]
+        if form is whole:
+            problem = problem or failure.partition("\n")[0]
     return None, problem
 
 
