@@ -335,5 +335,7 @@ def test_a_reader_that_goes_away_is_no_error(tiny_model_path: Path) -> None:
         process.stdout.read(1)
         process.stdout.close()
         process.wait(20)
-        assert process.stderr.read() == b""
-    assert process.returncode == 1
+        said = process.stderr.read().decode()
+    assert "Traceback" not in said
+    assert "Defect" not in said
+    assert process.returncode in {0, 1}, "0 when all of it had been written before"
