@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.client import _options
 from runtime.contracts import BackendCapabilities
 from runtime.inference import discovery
+from runtime.inference.names import public_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,7 +119,7 @@ def config_snapshot(
     return {
         **settings.public(),
         "kind": endpoint.kind,
-        "default_model": endpoint.model,
+        "default_model": public_name(endpoint),
         "base_url": endpoint.base_url,
         "config_hash": settings.hash(),
         "model_patterns": list(models),

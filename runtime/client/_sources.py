@@ -9,6 +9,7 @@ from runtime.contracts import BackendStatus, Provenance
 from runtime.engines.base import Endpoint, EngineCapabilities
 from runtime.errors import LLMError
 from runtime.inference import discovery, transport
+from runtime.inference.names import public_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,8 +41,8 @@ class EndpointSource(Protocol):
         """
         ...
 
-    def resolve(self, model: str) -> str:
-        """The name to send for a model that was asked for.
+    def resolve(self, model: str) -> str | None:
+        """The name to send for a model that was asked for; None for the endpoint's own.
 
         Raises:
             ModelNotFoundError: It does not answer to that name.
@@ -84,17 +85,16 @@ class ManagedSource:
     @property
     def models(self) -> tuple[str, ...]:
         config = self.manager.config
-        names = (self._current.model, config.alias, config.model)
+        names = (public_name(self._current), config.alias, config.model)
         return tuple(dict.fromkeys(name for name in names if name))
 
     def endpoint(self, timeout_s: float) -> Endpoint:
         self._current = self.manager.endpoint(timeout_s)
         return self._current
 
-    def resolve(self, model: str) -> str:
+    def resolve(self, model: str) -> None:
         if model not in self.models:
             raise discovery.unknown_model(model, self.models)
-        return self._current.model
 
     def health(self) -> BackendStatus:
         return self.manager.health()

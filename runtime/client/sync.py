@@ -13,6 +13,7 @@ from runtime.client._stream import AnswerStream, events
 from runtime.contracts import BackendStatus, LLMChatParams, Provenance
 from runtime.inference import counting, embeddings, flow, messages, payload, structured
 from runtime.inference.clock import Limits
+from runtime.inference.names import public_name
 from runtime.inference.reply import Backend
 from runtime.inference.transport import Switchboard, Wire, iterate, run
 
@@ -221,7 +222,7 @@ class LlamaClient:
 
     def default_model(self) -> str:
         """The model used when a request names none."""
-        return self._source.current.model
+        return public_name(self._source.current)
 
     def capabilities(self) -> BackendCapabilities:
         """What this client can do with its model."""

@@ -74,10 +74,16 @@ def converse(
     started_at = Provenance.now_iso()
     first_seed = payload.new_seed() if wish.seed is None else wish.seed
     resends = number = 0
+    whole = False
     while True:
         answer = Answer()
         seed = payload.later_seed(first_seed, number)
-        sent, enforcement = yield from _ask(wish, clock, answer, seed, resends, emit=emit)
+        try:
+            ask = _ask(wish, clock, answer, seed=seed, resends=resends, emit=emit, whole=whole)
+            sent, enforcement = yield from ask
+        except _SilentStreamError as exc:
+            whole, resends = True, exc.resends + 1
+            continue
         try:
             reply.check(answer, wish)
         except LLMBadResponseError as exc:
@@ -101,15 +107,30 @@ def converse(
         return reply.response(answer, attempt, backend, latency_ms=clock.elapsed_ms)
 
 
+class _SilentStreamError(Exception):
+    """A stream that was begun as a success and ended in order without a single event."""
+
+    def __init__(self, resends: int) -> None:
+        super().__init__(resends)
+        self.resends = resends
+
+
 def _ask(
-    wish: Wish, clock: Clock, answer: Answer, seed: int, resends: int, *, emit: bool
+    wish: Wish,
+    clock: Clock,
+    answer: Answer,
+    *,
+    seed: int,
+    resends: int,
+    emit: bool,
+    whole: bool,
 ) -> Flow[tuple[_Sent, Enforcement | None]]:
-    """Fill ``answer`` with what the server says this time."""
+    """Fill ``answer`` with what the server says this time, streamed unless asked for ``whole``."""
     enforcement: Enforcement | None = None
 
     def request(endpoint: Endpoint) -> tuple[HttpRequest, Phase]:
         nonlocal enforcement
-        stream = emit or endpoint.kind in payload.LLAMA_CPP_KINDS
+        stream = not whole and (emit or endpoint.kind in payload.LLAMA_CPP_KINDS)
         body, enforcement = payload.body(wish, endpoint, seed=seed, stream=stream)
         return post(endpoint, CHAT_PATH, body), "first_token" if stream else "total"
 
@@ -124,6 +145,12 @@ def _ask(
             yield from _whole(sent.head, clock, answer, wish, emit=emit)
     except WireError as exc:
         raise _lost(exc, clock, phase="total", partial_text=answer.text) from exc
+    except ConnectionLostError:
+        # llama-cpp-python begins to stream before it looks at the request, and refuses it by
+        # hanging up in order. Asked for the whole answer, it says why.
+        if answer.touched or whole or sent.endpoint.kind in payload.LLAMA_CPP_KINDS:
+            raise
+        raise _SilentStreamError(sent.resends) from None
     return sent, enforcement
 
 

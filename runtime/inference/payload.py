@@ -196,7 +196,7 @@ def body(
         made |= toolboxes.fields(wish.tools, llama_cpp=endpoint.kind in LLAMA_CPP_KINDS)
     if not wish.schema:
         return made, None
-    enforcement = schemas.enforcement(wish.schema, endpoint.capabilities)
+    enforcement = schemas.enforcement(wish.schema, endpoint.capabilities, kind=endpoint.kind)
     if enforcement.instruction:
         made["messages"] = instructed(wish.messages, enforcement.instruction)
     return {**made, **enforcement.fields}, enforcement

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from runtime.contracts import LLMResponse, Provenance
 from runtime.errors import LLMBadResponseError
 from runtime.inference import schema, tools
+from runtime.inference.names import public_name
 
 if TYPE_CHECKING:
     from runtime.engines.base import Endpoint
@@ -110,7 +111,8 @@ def response(answer: Answer, attempt: Attempt, backend: Backend, *, latency_ms: 
     """The response that a complete answer makes."""
     calls = answer.tool_calls
     reason = answer.finish_reason
-    model = answer.model or attempt.endpoint.model
+    endpoint = attempt.endpoint
+    model = (answer.model if endpoint.kind == "openai" else None) or public_name(endpoint)
     return LLMResponse(
         text=answer.text,
         model=model,
@@ -123,9 +125,9 @@ def response(answer: Answer, attempt: Attempt, backend: Backend, *, latency_ms: 
         raw=_notes(answer, attempt),
         provenance=Provenance(
             backend_name=backend.name,
-            backend_kind=attempt.endpoint.kind,
+            backend_kind=endpoint.kind,
             model_id=model,
-            base_url=attempt.endpoint.base_url,
+            base_url=endpoint.base_url,
             started_at=attempt.started_at,
             completed_at=Provenance.now_iso(),
             config_hash=backend.config_hash,

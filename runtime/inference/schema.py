@@ -7,7 +7,7 @@ against the caller's own schema, because engines widen or drop constraints silen
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 # spent on blank lines. The last two keys let it take schemas it cannot express to the full.
 _LAYOUT: Final = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 _LENIENT: Final = {**_LAYOUT, "lenient": True, "coerce_one_of": True}
+
+# What llama-cpp-python is entrusted with, and how much of it.
+_PLAIN: Final = frozenset(
+    {"type", "properties", "required", "items", "enum", "const", "anyOf", "additionalProperties"}
+    | {"minItems", "maxItems", "title", "description", "default", "examples", "$schema"}
+)
+_PLAIN_DEPTH: Final = 16
+_PLAIN_REPEATS: Final = 64
+_PLAIN_VALUES: Final = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +104,12 @@ def _checked(text: str) -> Schema:
     return Schema(document=document, text=text, validator=validator)
 
 
-def enforcement(schema: Schema, capabilities: EngineCapabilities) -> Enforcement:
-    """The strongest way this engine has to keep to ``schema`` while decoding."""
+def enforcement(
+    schema: Schema, capabilities: EngineCapabilities, *, kind: str = "openai"
+) -> Enforcement:
+    """The strongest way an engine of this kind has to keep to ``schema`` while decoding."""
+    if kind == "llama-cpp-python":
+        return _gently_enforced(schema)
     if capabilities.llguidance:
         grammar, problem = _grammar(schema.text)
         if grammar is not None:
@@ -110,6 +123,10 @@ def enforcement(schema: Schema, capabilities: EngineCapabilities) -> Enforcement
             fields={"response_format": {"type": "json_schema", "json_schema": wrapped}},
             validated_only="The engine's own converter drops constraints without saying so.",
         )
+    return _told(schema)
+
+
+def _told(schema: Schema) -> Enforcement:
     return Enforcement(
         kind="prompt",
         fields={},
@@ -117,6 +134,45 @@ def enforcement(schema: Schema, capabilities: EngineCapabilities) -> Enforcement
         f"JSON Schema: {schema.text}",
         validated_only="The engine enforces no schema.",
     )
+
+
+def _gently_enforced(schema: Schema) -> Enforcement:
+    """As far as llama-cpp-python bears it: its process dies of some schemas (a ``pattern``, say).
+
+    It gets those that hold nothing but the plain keywords; of the others the model is told.
+    """
+    form: dict[str, object] = {"type": "json_object"}
+    if _is_plain(schema.document):
+        return Enforcement(
+            kind="json_schema",
+            fields={"response_format": {**form, "schema": schema.document}},
+            validated_only="The engine's own converter drops constraints without saying so.",
+        )
+    told = _told(schema)
+    wants_object = schema.document.get("type") == "object"
+    return replace(told, fields={"response_format": form}) if wants_object else told
+
+
+def _is_plain(document: object, depth: int = 0) -> bool:
+    """Whether a schema is of the plainest kind, and not large."""
+    if not isinstance(document, dict) or depth > _PLAIN_DEPTH or not document.keys() <= _PLAIN:
+        return False
+    if not document.keys() & {"type", "enum", "const", "anyOf", "properties"}:
+        return not document  # "anything" is known only as an empty schema
+    if any(document.get(name, 0) > _PLAIN_REPEATS for name in ("minItems", "maxItems")):
+        return False
+    if len(document.get("enum", ())) > _PLAIN_VALUES or not isinstance(
+        document.get("type", ""), str
+    ):
+        return False
+    extra = document.get("additionalProperties", False)
+    below = [
+        *document.get("properties", {}).values(),
+        *document.get("anyOf", ()),
+        *([document["items"]] if "items" in document else ()),
+        *([] if isinstance(extra, bool) else [extra]),
+    ]
+    return len(below) <= _PLAIN_VALUES and all(_is_plain(each, depth + 1) for each in below)
 
 
 @lru_cache(maxsize=256)

@@ -106,6 +106,11 @@ class Answer:
         self._raw: dict[str, object] | None = None
 
     @property
+    def touched(self) -> bool:
+        """Whether any event arrived, the role alone included."""
+        return bool(self._head)
+
+    @property
     def begun(self) -> bool:
         """Whether anything of the answer arrived."""
         return bool(self._text or self._reasoning or self._calls)
