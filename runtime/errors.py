@@ -334,6 +334,10 @@ class StorageError(LLMProviderError):
 # --- bad responses ----------------------------------------------------------------------------
 
 
+class CutOffError(LLMBadResponseError):
+    """The token budget ended an answer in the middle of something that must be whole."""
+
+
 class SchemaViolationError(LLMBadResponseError):
     """An answer is not what its JSON Schema asks for.
 

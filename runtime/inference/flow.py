@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runtime.contracts import Provenance
-from runtime.errors import ConnectionLostError, EngineNotRunningError, LLMBadResponseError
+from runtime.errors import (
+    ConnectionLostError,
+    CutOffError,
+    EngineNotRunningError,
+    LLMBadResponseError,
+)
 from runtime.inference import failures, payload, reply
 from runtime.inference.clock import Clock
 from runtime.inference.effects import (
@@ -89,7 +94,7 @@ def converse(
         except LLMBadResponseError as exc:
             delivered = emit and answer.begun
             # The same budget would cut it off again, and without chance nothing would change.
-            hopeless = isinstance(exc, reply.CutOffError) or wish.temperature == 0
+            hopeless = isinstance(exc, CutOffError) or wish.temperature == 0
             if delivered or hopeless or number >= limits.max_retries:
                 raise
             number += 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runtime.contracts import LLMResponse, Provenance
-from runtime.errors import LLMBadResponseError
+from runtime.errors import CutOffError, LLMBadResponseError
 from runtime.inference import schema, tools
 from runtime.inference.names import public_name
 
@@ -92,10 +92,6 @@ def _check_schema(answer: Answer, wanted: schema.Schema, text: str) -> None:
         if not schema.ends_by_itself(text):
             raise _cut(answer, "The JSON", text)
     schema.judge(text, wanted)
-
-
-class CutOffError(LLMBadResponseError):
-    """The token budget ended the answer in the middle of something that must be whole."""
 
 
 def _cut(answer: Answer, what: str, partial: str) -> CutOffError:
