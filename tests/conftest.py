@@ -26,6 +26,8 @@ FAKES = Path(__file__).parent / "fakes"
 # Taken before any test changes the environment: a native binary may be named by the caller.
 _NATIVE = os.environ.get(f"{ENV_PREFIX}ENGINE_PATH")
 _USER_DIRECTORIES = directories()
+USER_HOME = os.environ.get(f"{ENV_PREFIX}HOME")
+"""LLAMA_RUNTIME_HOME as the caller had it; tests get homes of their own."""
 
 
 def _present_engines() -> list[str]:
