@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 
 import gguf
 import numpy
@@ -10,6 +9,10 @@ import pytest
 
 from runtime.errors import ModelFormatError
 from runtime.store.gguf import read_facts
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_a_web_page_saved_as_a_model_is_called_one(tmp_path: Path) -> None:
