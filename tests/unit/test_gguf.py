@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 
 import gguf
 import numpy
@@ -9,7 +10,6 @@ import pytest
 
 from runtime.errors import ModelFormatError
 from runtime.store.gguf import read_facts
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
