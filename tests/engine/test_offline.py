@@ -32,10 +32,10 @@ def watch(event, args):
         raise OSError(f"{event} {host} is forbidden here")
 
 sys.addaudithook(watch)
-from runtime import LlamaClient, LLMError
+from runtime import LLMChatParams, LlamaClient, LLMError
 
 with LlamaClient("smollm2-135m", ctx_size=256, parallel=1, offline=True) as client:
-    print(client.chat("Say hello.").text)
+    print(client.chat("Say hello.", params=LLMChatParams(max_tokens=8)).text)
     print(len(client.embed(["one"]).vectors))
 try:
     LlamaClient("nobody/has-this", offline=True)
