@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Protocol
 
 from runtime.contracts import BackendStatus, Provenance
@@ -31,6 +32,11 @@ class EndpointSource(Protocol):
     @property
     def models(self) -> tuple[str, ...]:
         """The names it answers to; empty when every name is passed on."""
+        ...
+
+    @property
+    def sampling(self) -> Mapping[str, float]:
+        """Sampling that is recommended for its model."""
         ...
 
     def endpoint(self, timeout_s: float) -> Endpoint:
@@ -62,6 +68,16 @@ class EndpointSource(Protocol):
         ...
 
 
+def recommended_sampling(reference: str) -> dict[str, float]:
+    """What the authors of a model of the catalogue recommend; empty for every other reference."""
+    from runtime.store.catalog import read_catalog  # noqa: PLC0415 - not for attached clients
+
+    entry = read_catalog().get(reference)
+    if entry is None or entry.sampling is None:
+        return {}
+    return {name: value for name, value in asdict(entry.sampling).items() if value is not None}
+
+
 class ManagedSource:
     """A server that is started here and ends with the client."""
 
@@ -77,6 +93,7 @@ class ManagedSource:
         self.manager: ServerManager = ServerManager(config, offline=offline, progress=progress)
         self.manager.start()
         self._current = self.manager.wait_ready()
+        self._sampling = recommended_sampling(config.model)
 
     @property
     def current(self) -> Endpoint:
@@ -87,6 +104,10 @@ class ManagedSource:
         config = self.manager.config
         names = (public_name(self._current), config.alias, config.model)
         return tuple(dict.fromkeys(name for name in names if name))
+
+    @property
+    def sampling(self) -> Mapping[str, float]:
+        return self._sampling
 
     def endpoint(self, timeout_s: float) -> Endpoint:
         self._current = self.manager.endpoint(timeout_s)
@@ -146,6 +167,10 @@ class AttachedSource:
     @property
     def models(self) -> tuple[str, ...]:
         return self._found.models
+
+    @property
+    def sampling(self) -> Mapping[str, float]:
+        return {}  # its operator's choice
 
     def endpoint(self, timeout_s: float) -> Endpoint:  # noqa: ARG002 - it is where it is
         return self._found.endpoint

@@ -230,7 +230,7 @@ class LlamaClient:
 
     def config_snapshot(self) -> Mapping[str, object]:
         """The configuration: JSON-serializable, no secrets."""
-        return config_snapshot(self._settings, self._source.current, self._source.models)
+        return config_snapshot(self._settings, self._source)
 
     def server_snapshot(self) -> Mapping[str, object] | None:
         """The managed server as it is now; None for one that runs elsewhere."""
@@ -338,7 +338,7 @@ class LlamaClient:
     # --- parts --------------------------------------------------------------------------------
 
     def _answer(self, wish: Wish) -> LLMResponse:
-        wish = self._with_model(wish)
+        wish = self._for_its_model(wish)
         return self._run(flow.converse(wish, self._limits, self._backend, emit=False))
 
     def _stream(
@@ -346,7 +346,7 @@ class LlamaClient:
         wish: Wish,
         shape: Callable[[Generator[LLMDelta, None, LLMResponse]], Generator[T, None, object]],
     ) -> AnswerStream[T]:
-        wish = self._with_model(wish)
+        wish = self._for_its_model(wish)
         wire = Wire()
         steps = iterate(
             flow.converse(wish, self._limits, self._backend, emit=True),
@@ -356,10 +356,10 @@ class LlamaClient:
         )
         return AnswerStream(shape(steps), wire)
 
-    def _with_model(self, wish: Wish) -> Wish:
-        if wish.model is None:
-            return wish
-        return replace(wish, model=self._source.resolve(wish.model))
+    def _for_its_model(self, wish: Wish) -> Wish:
+        source = self._source
+        model = None if wish.model is None else source.resolve(wish.model)
+        return replace(wish, model=model, recommended=source.sampling)
 
     def _run(self, wanted: Flow[T], locate: Callable[[float], Endpoint] | None = None) -> T:
         return run(wanted, locate=locate or self._source.endpoint, board=self._board)

@@ -104,6 +104,7 @@ def converse(
             endpoint=sent.endpoint,
             seed=seed,
             max_tokens=payload.token_bound(wish, sent.endpoint),
+            sampling=payload.recommended_only(wish),
             enforcement=enforcement,
             number=number,
             resends=sent.resends,

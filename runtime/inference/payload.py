@@ -54,10 +54,11 @@ class Wish:
     Attributes:
         messages: The conversation in OpenAI's form.
         model: The model to name, or None for the endpoint's own.
-        temperature: None for the engine's default.
+        temperature: None for the recommended one, else the engine's default.
         max_tokens: None for what the context leaves.
         seed: None to choose one.
         options: Further fields of the request.
+        recommended: Sampling that holds where the caller says nothing.
         tools: The tools, or None.
         schema: The answer's schema, or None.
     """
@@ -68,6 +69,7 @@ class Wish:
     max_tokens: int | None = None
     seed: int | None = None
     options: Mapping[str, object] = field(default_factory=dict)
+    recommended: Mapping[str, float] = field(default_factory=dict)
     tools: ToolBox | None = None
     schema: Schema | None = None
 
@@ -179,6 +181,7 @@ def body(
     made: dict[str, object] = {
         "model": wish.model or endpoint.model,
         "messages": list(wish.messages),
+        **wish.recommended,
         **wish.options,
         "seed": seed,
         "max_tokens": token_bound(wish, endpoint),
@@ -215,6 +218,15 @@ def token_bound(wish: Wish, endpoint: Endpoint) -> int:
     if endpoint.kind == "openai":
         return max(1, min(FOREIGN_MAX_TOKENS, endpoint.context_tokens // 2))
     return endpoint.context_tokens
+
+
+def recommended_only(wish: Wish) -> dict[str, float]:
+    """The recommended sampling that holds, because the caller says nothing about it."""
+    return {
+        name: value
+        for name, value in wish.recommended.items()
+        if name not in wish.options and not (name == "temperature" and wish.temperature is not None)
+    }
 
 
 def encode(value: object) -> bytes:

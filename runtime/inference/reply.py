@@ -11,6 +11,8 @@ from runtime.inference import schema, tools
 from runtime.inference.names import public_name
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from runtime.engines.base import Endpoint
     from runtime.inference.payload import Wish
     from runtime.inference.schema import Enforcement
@@ -38,6 +40,7 @@ class Attempt:
         endpoint: Who was asked.
         seed: With which seed.
         max_tokens: With which bound.
+        sampling: What of the sampling was recommended for the model, not asked for.
         enforcement: How the schema was enforced while decoding, if there was one.
         number: 0 for the first attempt, grows with each new seed.
         resends: How often the request was sent again because no answer began.
@@ -47,6 +50,7 @@ class Attempt:
     endpoint: Endpoint
     seed: int
     max_tokens: int
+    sampling: Mapping[str, float]
     enforcement: Enforcement | None
     number: int
     resends: int
@@ -142,6 +146,8 @@ def _notes(answer: Answer, attempt: Attempt) -> dict[str, object]:
         notes["timings"] = timings
         if "cache_n" in timings and "prompt_n" in timings:
             notes["cache"] = {"reused": timings["cache_n"], "processed": timings["prompt_n"]}
+    if attempt.sampling:
+        notes["recommended_sampling"] = dict(attempt.sampling)
     if answer.reasoning:
         notes["reasoning"] = answer.reasoning
     if enforcement := attempt.enforcement:

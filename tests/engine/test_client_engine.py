@@ -64,6 +64,7 @@ ADD = ToolSpec(
 
 # Taken before any test changes the environment: a native binary may be named by the caller.
 NATIVE = os.environ.get("LLAMA_RUNTIME_ENGINE_PATH")
+HOME = os.environ.get("LLAMA_RUNTIME_HOME")
 
 
 def options_of(kind: str) -> dict[str, Any]:
@@ -353,6 +354,31 @@ def test_an_embedding_model_of_its_own_is_started_when_first_needed(
         client.embed(["c"])
         assert client.chat(MESSAGES, params=params()).text
     wait_until("both engines are gone", lambda: not any(map(psutil.pid_exists, started)))
+
+
+def test_the_default_model_is_sampled_as_its_authors_recommend(
+    smollm2_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the prompt cache is at work."""
+    if HOME is None:
+        monkeypatch.delenv("LLAMA_RUNTIME_HOME")
+    else:
+        monkeypatch.setenv("LLAMA_RUNTIME_HOME", HOME)
+    with LlamaClient(ctx_size=1024, offline=True, threads=1) as client:
+        assert client.default_model() == "smollm2-135m"
+        question = "What is the capital of France?"
+        reply = client.chat(question, params=params(max_tokens=24))
+        assert reply.text
+        notes: Any = reply.raw
+        assert notes["recommended_sampling"] == {"temperature": 0.2, "top_p": 0.9}
+        turns = [
+            LLMMessage(role="user", content=question),
+            LLMMessage(role="assistant", content=reply.text),
+            LLMMessage(role="user", content="And of Italy?"),
+        ]
+        notes = client.chat(turns, params=params(temperature=0.0, max_tokens=4)).raw
+        assert notes["recommended_sampling"] == {"top_p": 0.9}
+        assert notes["cache"]["reused"] > notes["cache"]["processed"]
 
 
 # --- the server behind it ---------------------------------------------------------------------

@@ -34,6 +34,7 @@ from runtime import (
     Usage,
 )
 from runtime.client._options import ServerOptions
+from runtime.client._sources import recommended_sampling
 from tests.fakes.openai_server import (
     CONTEXT,
     MODEL,
@@ -573,6 +574,11 @@ def test_a_server_that_cannot_count_is_named() -> None:
             client.count_tokens("x")
         with pytest.raises(LLMCapabilityError, match="cannot count"):
             client.count_tokens([LLMMessage(role="user", content="x")])
+
+
+def test_sampling_is_recommended_by_the_catalogue_alone() -> None:
+    assert recommended_sampling("smollm2-135m") == {"temperature": 0.2, "top_p": 0.9}
+    assert recommended_sampling("./smollm2-135m.gguf") == {}
 
 
 # --- what it says of itself -------------------------------------------------------------------
