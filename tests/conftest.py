@@ -46,6 +46,9 @@ def isolated_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             monkeypatch.delenv(name)
     home = tmp_path / "home"
     monkeypatch.setenv(f"{ENV_PREFIX}HOME", str(home))
+    # llama.cpp's threads wait for each other by spinning: with as many as there are cores, one
+    # other busy process makes decoding ten times slower. Tests want answers, not speed.
+    monkeypatch.setenv(f"{ENV_PREFIX}THREADS", "1")
     return home
 
 
