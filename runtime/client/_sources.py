@@ -90,10 +90,10 @@ class ManagedSource:
     ) -> None:
         from runtime.server.manager import ServerManager  # noqa: PLC0415 - not for attached ones
 
+        self._sampling = recommended_sampling(config.model)
         self.manager: ServerManager = ServerManager(config, offline=offline, progress=progress)
         self.manager.start()
         self._current = self.manager.wait_ready()
-        self._sampling = recommended_sampling(config.model)
 
     @property
     def current(self) -> Endpoint:
