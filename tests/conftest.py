@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 FAKES = Path(__file__).parent / "fakes"
+
+# A shell's background jobs start with SIGINT ignored, and so would every child of these tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Taken before any test changes the environment: a native binary may be named by the caller.
 _NATIVE = os.environ.get(f"{ENV_PREFIX}ENGINE_PATH")
