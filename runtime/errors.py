@@ -334,6 +334,10 @@ class StorageError(LLMProviderError):
 # --- bad responses ----------------------------------------------------------------------------
 
 
+class CutOffError(LLMBadResponseError):
+    """The token budget ended an answer in the middle of something that must be whole."""
+
+
 class SchemaViolationError(LLMBadResponseError):
     """An answer is not what its JSON Schema asks for.
 
@@ -356,7 +360,7 @@ class SchemaViolationError(LLMBadResponseError):
         self.reason = reason
 
 
-class UnclosableAnswerError(LLMBadResponseError):
+class UnclosableAnswerError(CutOffError):
     """A structured answer was cut off, and no valid completion of it was found in time."""
 
 

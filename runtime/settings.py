@@ -144,7 +144,7 @@ class ServerConfig(BaseSettings):
             super().__init__(**values)
         except ValidationError as exc:
             raise ConfigError(
-                "; ".join(_describe(error) for error in exc.errors()),
+                _describe(exc.errors()) + ".",
                 hint="`llama-runtime serve --help` lists every setting.",
             ) from exc
 
@@ -201,9 +201,17 @@ def _refuse_unknown_environment(environ: Mapping[str, str], known: Mapping[str, 
             )
 
 
-def _describe(error: ErrorDetails) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "settings"
-    return f"{where} = {error.get('input')!r}: {error['msg'].removeprefix('Value error, ')}"
+def _describe(errors: Iterable[ErrorDetails]) -> str:
+    """What is wrong, one clause a setting; the branches of a union count as alternatives."""
+    wrong: dict[str, tuple[object, list[str]]] = {}
+    for error in errors:
+        where = error["loc"][:2] if error["loc"][:1] == ("restart",) else error["loc"][:1]
+        name = ".".join(map(str, where)) or "settings"
+        problem = error["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+        wrong.setdefault(name, (error.get("input"), []))[1].append(problem)
+    return "; ".join(
+        f"{name} = {value!r}: {', or '.join(problems)}" for name, (value, problems) in wrong.items()
+    )
 
 
 @dataclass(frozen=True, slots=True)

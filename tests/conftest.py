@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -23,9 +24,14 @@ if TYPE_CHECKING:
 
 FAKES = Path(__file__).parent / "fakes"
 
+# A shell's background jobs start with SIGINT ignored, and so would every child of these tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Taken before any test changes the environment: a native binary may be named by the caller.
 _NATIVE = os.environ.get(f"{ENV_PREFIX}ENGINE_PATH")
 _USER_DIRECTORIES = directories()
+USER_HOME = os.environ.get(f"{ENV_PREFIX}HOME")
+"""LLAMA_RUNTIME_HOME as the caller had it; tests get homes of their own."""
 
 
 def _present_engines() -> list[str]:
@@ -44,6 +50,9 @@ def isolated_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             monkeypatch.delenv(name)
     home = tmp_path / "home"
     monkeypatch.setenv(f"{ENV_PREFIX}HOME", str(home))
+    # llama.cpp's threads wait for each other by spinning: with as many as there are cores, one
+    # other busy process makes decoding ten times slower. Tests want answers, not speed.
+    monkeypatch.setenv(f"{ENV_PREFIX}THREADS", "1")
     return home
 
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from runtime.client import _options
 from runtime.contracts import BackendCapabilities
 from runtime.inference import discovery
+from runtime.inference.names import public_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from runtime.client._sources import EndpointSource
     from runtime.engines.base import Endpoint
     from runtime.inference.clock import Limits
     from runtime.inference.policy import Policy
@@ -111,18 +113,18 @@ def client_settings(
     )
 
 
-def config_snapshot(
-    settings: ClientSettings, endpoint: Endpoint, models: tuple[str, ...]
-) -> dict[str, object]:
+def config_snapshot(settings: ClientSettings, source: EndpointSource) -> dict[str, object]:
     """A client's configuration as JSON values, without secrets."""
+    endpoint = source.current
     return {
         **settings.public(),
         "kind": endpoint.kind,
-        "default_model": endpoint.model,
+        "default_model": public_name(endpoint),
         "base_url": endpoint.base_url,
         "config_hash": settings.hash(),
-        "model_patterns": list(models),
+        "model_patterns": list(source.models),
         "context_window": endpoint.context_tokens,
+        "recommended_sampling": dict(source.sampling),
         "server": settings.server.public() if settings.server else None,
     }
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Protocol
 
 from runtime.contracts import BackendStatus, Provenance
 from runtime.engines.base import Endpoint, EngineCapabilities
 from runtime.errors import LLMError
 from runtime.inference import discovery, transport
+from runtime.inference.names import public_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,6 +34,11 @@ class EndpointSource(Protocol):
         """The names it answers to; empty when every name is passed on."""
         ...
 
+    @property
+    def sampling(self) -> Mapping[str, float]:
+        """Sampling that is recommended for its model."""
+        ...
+
     def endpoint(self, timeout_s: float) -> Endpoint:
         """The endpoint to use now; waits while the server is being restarted.
 
@@ -40,8 +47,8 @@ class EndpointSource(Protocol):
         """
         ...
 
-    def resolve(self, model: str) -> str:
-        """The name to send for a model that was asked for.
+    def resolve(self, model: str) -> str | None:
+        """The name to send for a model that was asked for; None for the endpoint's own.
 
         Raises:
             ModelNotFoundError: It does not answer to that name.
@@ -61,6 +68,16 @@ class EndpointSource(Protocol):
         ...
 
 
+def recommended_sampling(reference: str) -> dict[str, float]:
+    """What the authors of a model of the catalogue recommend; empty for every other reference."""
+    from runtime.store.catalog import read_catalog  # noqa: PLC0415 - not for attached clients
+
+    entry = read_catalog().get(reference)
+    if entry is None or entry.sampling is None:
+        return {}
+    return {name: value for name, value in asdict(entry.sampling).items() if value is not None}
+
+
 class ManagedSource:
     """A server that is started here and ends with the client."""
 
@@ -73,6 +90,7 @@ class ManagedSource:
     ) -> None:
         from runtime.server.manager import ServerManager  # noqa: PLC0415 - not for attached ones
 
+        self._sampling = recommended_sampling(config.model)
         self.manager: ServerManager = ServerManager(config, offline=offline, progress=progress)
         self.manager.start()
         self._current = self.manager.wait_ready()
@@ -84,17 +102,20 @@ class ManagedSource:
     @property
     def models(self) -> tuple[str, ...]:
         config = self.manager.config
-        names = (self._current.model, config.alias, config.model)
+        names = (public_name(self._current), config.alias, config.model)
         return tuple(dict.fromkeys(name for name in names if name))
+
+    @property
+    def sampling(self) -> Mapping[str, float]:
+        return self._sampling
 
     def endpoint(self, timeout_s: float) -> Endpoint:
         self._current = self.manager.endpoint(timeout_s)
         return self._current
 
-    def resolve(self, model: str) -> str:
+    def resolve(self, model: str) -> None:
         if model not in self.models:
             raise discovery.unknown_model(model, self.models)
-        return self._current.model
 
     def health(self) -> BackendStatus:
         return self.manager.health()
@@ -146,6 +167,10 @@ class AttachedSource:
     @property
     def models(self) -> tuple[str, ...]:
         return self._found.models
+
+    @property
+    def sampling(self) -> Mapping[str, float]:
+        return {}  # its operator's choice
 
     def endpoint(self, timeout_s: float) -> Endpoint:  # noqa: ARG002 - it is where it is
         return self._found.endpoint

@@ -14,6 +14,7 @@ from runtime.contracts import BackendStatus, LLMChatParams, Provenance
 from runtime.inference import counting, embeddings, flow, messages, payload, structured
 from runtime.inference.bounds import Bounds
 from runtime.inference.clock import Limits
+from runtime.inference.names import public_name
 from runtime.inference.policy import EnforcementLevel, OnTruncation, Policy
 from runtime.inference.reply import Backend
 from runtime.inference.transport import Switchboard, Wire, iterate, run
@@ -235,7 +236,7 @@ class LlamaClient:
 
     def default_model(self) -> str:
         """The model used when a request names none."""
-        return self._source.current.model
+        return public_name(self._source.current)
 
     def capabilities(self) -> BackendCapabilities:
         """What this client can do with its model."""
@@ -243,7 +244,7 @@ class LlamaClient:
 
     def config_snapshot(self) -> Mapping[str, object]:
         """The configuration: JSON-serializable, no secrets."""
-        return config_snapshot(self._settings, self._source.current, self._source.models)
+        return config_snapshot(self._settings, self._source)
 
     def server_snapshot(self) -> Mapping[str, object] | None:
         """The managed server as it is now; None for one that runs elsewhere."""
@@ -357,7 +358,7 @@ class LlamaClient:
         return payload.from_chat(messages, model=model, params=params, policy=policy)
 
     def _answer(self, wish: Wish) -> LLMResponse:
-        wish = self._with_model(wish)
+        wish = self._for_its_model(wish)
         return self._run(flow.converse(wish, self._limits, self._backend, emit=False))
 
     def _stream(
@@ -365,7 +366,7 @@ class LlamaClient:
         wish: Wish,
         shape: Callable[[Generator[LLMDelta, None, LLMResponse]], Generator[T, None, object]],
     ) -> AnswerStream[T]:
-        wish = self._with_model(wish)
+        wish = self._for_its_model(wish)
         wire = Wire()
         steps = iterate(
             flow.converse(wish, self._limits, self._backend, emit=True),
@@ -375,10 +376,10 @@ class LlamaClient:
         )
         return AnswerStream(shape(steps), wire)
 
-    def _with_model(self, wish: Wish) -> Wish:
-        if wish.model is None:
-            return wish
-        return replace(wish, model=self._source.resolve(wish.model))
+    def _for_its_model(self, wish: Wish) -> Wish:
+        source = self._source
+        model = None if wish.model is None else source.resolve(wish.model)
+        return replace(wish, model=model, recommended=source.sampling)
 
     def _run(self, wanted: Flow[T], locate: Callable[[float], Endpoint] | None = None) -> T:
         return run(wanted, locate=locate or self._source.endpoint, board=self._board)

@@ -14,7 +14,9 @@ from runtime.contracts import EmbeddingResult, Usage
 from runtime.errors import LLMBadResponseError, LLMCapabilityError, LLMInvalidRequestError
 from runtime.inference import failures
 from runtime.inference.clock import Clock
+from runtime.inference.effects import locate
 from runtime.inference.flow import fetch, post
+from runtime.inference.names import public_name
 from runtime.inference.payload import LLAMA_CPP_KINDS, encode
 from runtime.inference.stream import usage_of
 
@@ -56,12 +58,12 @@ def checked(texts: object) -> list[str]:
     return list(texts)
 
 
-def batches(texts: Sequence[str]) -> Iterator[list[str]]:
+def batches(texts: Sequence[str], most: int = BATCH_TEXTS) -> Iterator[list[str]]:
     """The texts in order, cut so that one HTTP request stays small."""
     batch: list[str] = []
     size = 0
     for text in texts:
-        if batch and (len(batch) == BATCH_TEXTS or size + len(text) > BATCH_CHARS):
+        if batch and (len(batch) == most or size + len(text) > BATCH_CHARS):
             yield batch
             batch, size = [], 0
         batch.append(text)
@@ -82,13 +84,17 @@ def embed(texts: Sequence[str], limits: Limits, *, model: str | None) -> Flow[Em
     prompt_tokens: int | None = 0
     total_tokens: int | None = 0
     name: str | None = None
-    for batch in batches(texts):
+    endpoint = yield from locate(limits.request_timeout_s)
+    # llama-cpp-python mixes up the texts of one request: the same text, twice in it, was seen to
+    # get two vectors.
+    most = 1 if endpoint.kind == "llama-cpp-python" else BATCH_TEXTS
+    for batch in batches(texts, most):
         endpoint, parsed = yield from _batch(batch, limits, model)
         vectors += _vectors(parsed, len(batch))
         usage = usage_of(parsed["usage"] if isinstance(parsed.get("usage"), dict) else {})
         prompt_tokens = _sum(prompt_tokens, usage.prompt_tokens)
         total_tokens = _sum(total_tokens, usage.total_tokens)
-        name = model or endpoint.model
+        name = model or public_name(endpoint)
     if any(len(vector) != len(vectors[0]) for vector in vectors):
         raise _malformed("its vectors differ in length")
     return EmbeddingResult(
@@ -142,9 +148,18 @@ def _numbers(vector: object) -> Sequence[float]:
             if sys.byteorder == "big":
                 numbers.byteswap()
             return numbers
+        if isinstance(vector, list) and vector and isinstance(vector[0], list):
+            return _mean([_numbers(each) for each in vector])
         return [float(number) for number in vector]  # type: ignore[attr-defined]
     except (TypeError, ValueError) as exc:
         raise _malformed("a vector is not a list of numbers") from exc
+
+
+def _mean(vectors: list[Sequence[float]]) -> Sequence[float]:
+    """The mean of a text's token vectors: llama-cpp-python does not pool a chat model's."""
+    if any(len(vector) != len(vectors[0]) for vector in vectors):
+        raise ValueError
+    return [sum(column) / len(vectors) for column in zip(*vectors, strict=True)]
 
 
 def _unit(vector: Sequence[float]) -> tuple[float, ...]:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from runtime.contracts import LLMDelta, Provenance
 from runtime.errors import (
     ConnectionLostError,
+    CutOffError,
     EngineNotRunningError,
     LLMBadResponseError,
-    UnclosableAnswerError,
 )
 from runtime.inference import failures, payload, reply
 from runtime.inference.clock import Clock
@@ -51,8 +51,6 @@ MAX_BODY_BYTES = 256 * 1024 * 1024
 
 _FIRST_PAUSE_S = 0.1
 
-_HOPELESS = (reply.CutOffError, UnclosableAnswerError)
-
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
@@ -82,10 +80,16 @@ def converse(
     started_at = Provenance.now_iso()
     first_seed = payload.new_seed() if wish.seed is None else wish.seed
     resends = number = 0
+    whole = False
     while True:
         answer = Answer()
         seed = payload.later_seed(first_seed, number)
-        sent, enforcement = yield from _ask(wish, clock, answer, seed, resends, emit=emit)
+        try:
+            ask = _ask(wish, clock, answer, seed=seed, resends=resends, emit=emit, whole=whole)
+            sent, enforcement = yield from ask
+        except _SilentStreamError as exc:
+            whole, resends = True, exc.resends + 1
+            continue
         closed: Closed | None = None
         try:
             closed = reply.closed(answer, wish, keep_all=emit)
@@ -94,7 +98,7 @@ def converse(
         except LLMBadResponseError as exc:
             delivered = emit and answer.begun
             # The same budget would cut it off again, and without chance nothing would change.
-            hopeless = isinstance(exc, _HOPELESS) or wish.temperature == 0
+            hopeless = isinstance(exc, CutOffError) or wish.temperature == 0
             if delivered or hopeless or number >= limits.max_retries:
                 raise
             number += 1
@@ -104,6 +108,7 @@ def converse(
             endpoint=sent.endpoint,
             seed=seed,
             max_tokens=payload.token_bound(wish, sent.endpoint),
+            sampling=payload.recommended_only(wish),
             enforcement=enforcement,
             number=number,
             resends=sent.resends,
@@ -115,15 +120,30 @@ def converse(
         return reply.response(answer, attempt, backend, latency_ms=clock.elapsed_ms)
 
 
+class _SilentStreamError(Exception):
+    """A stream that was begun as a success and ended in order without a single event."""
+
+    def __init__(self, resends: int) -> None:
+        super().__init__(resends)
+        self.resends = resends
+
+
 def _ask(
-    wish: Wish, clock: Clock, answer: Answer, seed: int, resends: int, *, emit: bool
+    wish: Wish,
+    clock: Clock,
+    answer: Answer,
+    *,
+    seed: int,
+    resends: int,
+    emit: bool,
+    whole: bool,
 ) -> Flow[tuple[_Sent, Enforcement | None]]:
-    """Fill ``answer`` with what the server says this time."""
+    """Fill ``answer`` with what the server says this time, streamed unless asked for ``whole``."""
     enforcement: Enforcement | None = None
 
     def request(endpoint: Endpoint) -> tuple[HttpRequest, Phase]:
         nonlocal enforcement
-        stream = emit or endpoint.kind in payload.LLAMA_CPP_KINDS
+        stream = not whole and (emit or endpoint.kind in payload.LLAMA_CPP_KINDS)
         body, enforcement = payload.body(wish, endpoint, seed=seed, stream=stream)
         if wish.tools and payload.prompts_tools(endpoint):
             answer.read_calls()
@@ -140,6 +160,12 @@ def _ask(
             yield from _whole(sent.head, clock, answer, wish, emit=emit)
     except WireError as exc:
         raise _lost(exc, clock, phase="total", partial_text=answer.text) from exc
+    except ConnectionLostError:
+        # llama-cpp-python begins to stream before it looks at the request, and refuses it by
+        # hanging up in order. Asked for the whole answer, it says why.
+        if answer.touched or whole or sent.endpoint.kind in payload.LLAMA_CPP_KINDS:
+            raise
+        raise _SilentStreamError(sent.resends) from None
     return sent, enforcement
 
 

@@ -60,10 +60,11 @@ class Wish:
     Attributes:
         messages: The conversation in OpenAI's form.
         model: The model to name, or None for the endpoint's own.
-        temperature: None for the engine's default.
+        temperature: None for the recommended one, else the engine's default.
         max_tokens: None for what the context leaves.
         seed: None to choose one.
         options: Further fields of the request.
+        recommended: Sampling that holds where the caller says nothing.
         tools: The tools, or None.
         schema: The answer's schema, or None.
         policy: What is wanted of a structured answer besides.
@@ -75,6 +76,7 @@ class Wish:
     max_tokens: int | None = None
     seed: int | None = None
     options: Mapping[str, object] = field(default_factory=dict)
+    recommended: Mapping[str, float] = field(default_factory=dict)
     tools: ToolBox | None = None
     schema: Schema | None = None
     policy: Policy = _PLAIN
@@ -196,6 +198,7 @@ def body(
     made: dict[str, object] = {
         "model": wish.model or endpoint.model,
         "messages": messages,
+        **wish.recommended,
         **wish.options,
         "seed": seed,
         "max_tokens": token_bound(wish, endpoint),
@@ -215,7 +218,9 @@ def body(
             made |= toolboxes.fields(wish.tools, llama_cpp=endpoint.kind in LLAMA_CPP_KINDS)
     if not wish.schema:
         return made, None
-    enforcement = schemas.enforcement(wish.schema, endpoint.capabilities, wish.policy.bounds)
+    enforcement = schemas.enforcement(
+        wish.schema, endpoint.capabilities, wish.policy.bounds, kind=endpoint.kind
+    )
     if wish.policy.enforcement == "strict":
         strictness.demand(wish.schema, enforcement)
     if enforcement.instruction:
@@ -241,6 +246,15 @@ def token_bound(wish: Wish, endpoint: Endpoint) -> int:
     if endpoint.kind == "openai":
         return max(1, min(FOREIGN_MAX_TOKENS, endpoint.context_tokens // 2))
     return endpoint.context_tokens
+
+
+def recommended_only(wish: Wish) -> dict[str, float]:
+    """The recommended sampling that holds, because the caller says nothing about it."""
+    return {
+        name: value
+        for name, value in wish.recommended.items()
+        if name not in wish.options and not (name == "temperature" and wish.temperature is not None)
+    }
 
 
 def encode(value: object) -> bytes:

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runtime.contracts import LLMResponse, Provenance
-from runtime.errors import LLMBadResponseError, UnclosableAnswerError
+from runtime.errors import CutOffError, LLMBadResponseError, UnclosableAnswerError
 from runtime.inference import schema, tools
+from runtime.inference.names import public_name
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from runtime.engines.base import Endpoint
     from runtime.inference.closing import Closed
     from runtime.inference.payload import Wish
@@ -38,6 +41,7 @@ class Attempt:
         endpoint: Who was asked.
         seed: With which seed.
         max_tokens: With which bound.
+        sampling: What of the sampling was recommended for the model, not asked for.
         enforcement: How the schema was enforced while decoding, if there was one.
         number: 0 for the first attempt, grows with each new seed.
         resends: How often the request was sent again because no answer began.
@@ -48,6 +52,7 @@ class Attempt:
     endpoint: Endpoint
     seed: int
     max_tokens: int
+    sampling: Mapping[str, float]
     enforcement: Enforcement | None
     number: int
     resends: int
@@ -128,10 +133,6 @@ def _check_schema(answer: Answer, wanted: schema.Schema, text: str) -> None:
     schema.judge(text, wanted)
 
 
-class CutOffError(LLMBadResponseError):
-    """The token budget ended the answer in the middle of something that must be whole."""
-
-
 def _cut(answer: Answer, what: str, partial: str) -> CutOffError:
     count = answer.usage.completion_tokens if answer.usage else None
     return CutOffError(
@@ -145,7 +146,8 @@ def response(answer: Answer, attempt: Attempt, backend: Backend, *, latency_ms: 
     """The response that a complete answer makes."""
     calls = answer.tool_calls
     reason = answer.finish_reason
-    model = answer.model or attempt.endpoint.model
+    endpoint = attempt.endpoint
+    model = (answer.model if endpoint.kind == "openai" else None) or public_name(endpoint)
     return LLMResponse(
         text=attempt.closed.text if attempt.closed else answer.text,
         model=model,
@@ -158,9 +160,9 @@ def response(answer: Answer, attempt: Attempt, backend: Backend, *, latency_ms: 
         raw=_notes(answer, attempt),
         provenance=Provenance(
             backend_name=backend.name,
-            backend_kind=attempt.endpoint.kind,
+            backend_kind=endpoint.kind,
             model_id=model,
-            base_url=attempt.endpoint.base_url,
+            base_url=endpoint.base_url,
             started_at=attempt.started_at,
             completed_at=Provenance.now_iso(),
             config_hash=backend.config_hash,
@@ -187,6 +189,8 @@ def _notes(answer: Answer, attempt: Attempt) -> dict[str, object]:
         notes["timings"] = timings
         if "cache_n" in timings and "prompt_n" in timings:
             notes["cache"] = {"reused": timings["cache_n"], "processed": timings["prompt_n"]}
+    if attempt.sampling:
+        notes["recommended_sampling"] = dict(attempt.sampling)
     if answer.reasoning:
         notes["reasoning"] = answer.reasoning
     if not (answer.text or answer.tool_calls or attempt.closed):

@@ -7,7 +7,7 @@ against the caller's own schema, because engines widen or drop constraints silen
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -35,6 +35,15 @@ _MOST_CONVERTED: Final = 65_536
 ANY_OBJECT: Final = json.dumps({"type": "object", "x-guidance": _LAYOUT})
 """What stands after ``%json`` for an object with nothing known of it."""
 
+# What llama-cpp-python is entrusted with, and how much of it.
+_PLAIN: Final = frozenset(
+    {"type", "properties", "required", "items", "enum", "const", "anyOf", "additionalProperties"}
+    | {"minItems", "maxItems", "title", "description", "default", "examples", "$schema"}
+)
+_PLAIN_DEPTH: Final = 16
+_PLAIN_REPEATS: Final = 64
+_PLAIN_VALUES: Final = 128
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:
@@ -57,14 +66,14 @@ class Enforcement:
 
     Attributes:
         kind: ``"llguidance"``, ``"json_schema"`` (the engine's own converter) or ``"prompt"`` (the
-            model is only told), or ``"grammar"`` (a grammar of our own that holds the schema).
+            model is only told).
         fields: What is added to the request.
         instruction: What is said to the model, or None.
         validated_only: Why the grammar admits more than the schema does, or None when it does not,
             as far as is known.
     """
 
-    kind: Literal["llguidance", "json_schema", "grammar", "prompt"]
+    kind: Literal["llguidance", "json_schema", "prompt"]
     fields: Mapping[str, object]
     instruction: str | None = None
     validated_only: str | None = None
@@ -106,15 +115,22 @@ def _checked(text: str) -> Schema:
 
 
 def enforcement(
-    schema: Schema, capabilities: EngineCapabilities, bounds: Bounds | None = None
+    schema: Schema,
+    capabilities: EngineCapabilities,
+    bounds: Bounds | None = None,
+    *,
+    kind: str = "openai",
 ) -> Enforcement:
-    """The strongest way this engine has to keep to ``schema`` while decoding.
+    """The strongest way an engine has to keep to ``schema`` while decoding.
 
     Args:
         schema: What to keep to.
         capabilities: What the engine can do.
         bounds: What else is bounded, where the engine can do that.
+        kind: The kind of engine.
     """
+    if kind == "llama-cpp-python":
+        return _gently_enforced(schema)
     if capabilities.llguidance:
         grammar, problem = _grammar(schema.text, bounds)
         # What it cannot express, the engine's own converter drops, or takes half a minute for.
@@ -129,6 +145,10 @@ def enforcement(
             fields={"response_format": {"type": "json_schema", "json_schema": wrapped}},
             validated_only="The engine's own converter drops constraints without saying so.",
         )
+    return _told(schema)
+
+
+def _told(schema: Schema) -> Enforcement:
     return Enforcement(
         kind="prompt",
         fields={},
@@ -148,6 +168,45 @@ def _outline(schema: Schema) -> dict[str, object]:
     """The type that a schema asks for, and nothing else."""
     kind = schema.document.get("type")
     return {"type": kind} if isinstance(kind, str | list) else {}
+
+
+def _gently_enforced(schema: Schema) -> Enforcement:
+    """As far as llama-cpp-python bears it: its process dies of some schemas (a ``pattern``, say).
+
+    It gets those that hold nothing but the plain keywords; of the others the model is told.
+    """
+    form: dict[str, object] = {"type": "json_object"}
+    if _is_plain(schema.document):
+        return Enforcement(
+            kind="json_schema",
+            fields={"response_format": {**form, "schema": schema.document}},
+            validated_only="The engine's own converter drops constraints without saying so.",
+        )
+    told = _told(schema)
+    wants_object = schema.document.get("type") == "object"
+    return replace(told, fields={"response_format": form}) if wants_object else told
+
+
+def _is_plain(document: object, depth: int = 0) -> bool:
+    """Whether a schema is of the plainest kind, and not large."""
+    if not isinstance(document, dict) or depth > _PLAIN_DEPTH or not document.keys() <= _PLAIN:
+        return False
+    if not document.keys() & {"type", "enum", "const", "anyOf", "properties"}:
+        return not document  # "anything" is known only as an empty schema
+    if any(document.get(name, 0) > _PLAIN_REPEATS for name in ("minItems", "maxItems")):
+        return False
+    if len(document.get("enum", ())) > _PLAIN_VALUES or not isinstance(
+        document.get("type", ""), str
+    ):
+        return False
+    extra = document.get("additionalProperties", False)
+    below = [
+        *document.get("properties", {}).values(),
+        *document.get("anyOf", ()),
+        *([document["items"]] if "items" in document else ()),
+        *([] if isinstance(extra, bool) else [extra]),
+    ]
+    return len(below) <= _PLAIN_VALUES and all(_is_plain(each, depth + 1) for each in below)
 
 
 @lru_cache(maxsize=256)

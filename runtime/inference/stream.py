@@ -108,6 +108,11 @@ class Answer:
         self._reader: CallReader | None = None
 
     @property
+    def touched(self) -> bool:
+        """Whether any event arrived, the role alone included."""
+        return bool(self._head)
+
+    @property
     def begun(self) -> bool:
         """Whether anything of the answer arrived."""
         return bool(self._text or self._reasoning or self._calls)

@@ -23,6 +23,9 @@ WITHOUT_CACHE: Final = _names("""
 ENCODERS: Final = WITHOUT_CACHE - _names("clef dream llada llada-moe rnd1 wavtokenizer-dec")
 """They give vectors and no words."""
 
+UNGATED: Final = _names("bert jina-bert-v3")
+"""Encoders whose feed-forward layer has no gate."""
+
 RECURRENT: Final = _names("mamba mamba2 rwkv6 rwkv6qwen2 rwkv7 arwkv7")
 """No layer attends; each keeps a state of fixed size."""
 

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALL_LAYERS",
+    "ElasticLimits",
     "FittedSizes",
     "MemoryPlan",
     "PlanRequest",
     "Split",
     "check_fits",
     "copied_types",
+    "elastic_limits",
     "fit_sizes",
     "largest_context",
     "margin_bytes",
@@ -38,6 +40,8 @@ __all__ = [
 _LEAST_MARGIN_BYTES: Final = 512 << 20
 _MARGIN_SHARE: Final = 10  # a tenth of the memory
 _GOOD_CONTEXT: Final = 8192
+_ENGINE_PROMPT_CACHE_BYTES: Final = 8 << 30
+_ENGINE_CHECKPOINTS: Final = 32
 _SLOTS: Final = (4, 2, 1)
 
 
@@ -132,6 +136,35 @@ def fit_sizes(
         raise _too_large(made, room, f"{memory.why}; {free}")
     return FittedSizes(
         slot_ctx=request.slot_ctx, parallel=slots, plan=made, margin_bytes=margin, why=why
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ElasticLimits:
+    """How far the engine may let its caches grow while memory is plentiful.
+
+    Attributes:
+        prompt_cache_bytes: Old prompts kept for reuse; whole mebibytes, 0 for none.
+        checkpoints: Places in each slot's context that can be gone back to.
+    """
+
+    prompt_cache_bytes: int
+    checkpoints: int
+
+
+def elastic_limits(made: MemoryPlan, memory: Memory) -> ElasticLimits:
+    """Limits within which the engine's optional caches leave the margin free.
+
+    Left to itself llama.cpp keeps up to 8 GiB of old prompts, and up to 32 checkpoints for each
+    slot of a model with sliding windows or recurrent layers, whatever memory there is. Half of what
+    the plan and the margin leave goes to them, a quarter each.
+    """
+    room = memory.effective_available_bytes - margin_bytes(memory) - made.host_bytes
+    share = max(0, room) // 4
+    each = made.checkpoint_bytes * made.request.parallel
+    return ElasticLimits(
+        prompt_cache_bytes=min(_ENGINE_PROMPT_CACHE_BYTES, share >> 20 << 20),
+        checkpoints=min(_ENGINE_CHECKPOINTS, share // each) if each else _ENGINE_CHECKPOINTS,
     )
 
 

@@ -219,7 +219,7 @@ class Head:
     ) -> int:
         """A number that is not negative; of a list its first when ``first``. 0 when absent."""
         value = self._get(key, required=required)
-        if value is None:
+        if value is None and key not in self.contents.array_lengths:
             return 0
         if first and isinstance(value, tuple) and value:
             value = max(value)
@@ -258,7 +258,7 @@ class Head:
         return value
 
     def _wrong(self, key: str, wanted: str) -> ModelFormatError:
-        value = self.contents.values.get(key)
+        value = self.contents.values.get(key, "a list of another kind")
         offset = self.contents.value_offsets.get(key)
         return ModelFormatError(
             f"{self.contents.path} is damaged: {key} is {str(value)[:60]!r}, not {wanted} "

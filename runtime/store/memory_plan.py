@@ -288,16 +288,18 @@ def _compute(request: PlanRequest, cache: CacheSizes, *, on_gpu: int, on_host: i
     cached = any(cache.layers)
     cells = padded_context(request.slot_ctx)
     tokens = min(request.batch, cells * request.parallel) if cached else request.batch
-    seen = (cells + cache.window_cells) if cached else tokens
+    if not cached:
+        cells = tokens  # an encoder's tokens see each other
     outputs = tokens if request.embeddings else request.parallel
     heads, kv_heads = _most(facts.heads), _most(facts.kv_heads)
     attention = 2 * heads * facts.key_length + kv_heads * (facts.key_length + facts.value_length)
     if not flash:
-        attention += heads * seen
+        attention += heads * cells  # one layer's scores; those that see most decide
     logits = 0 if facts.architecture in arch.ENCODERS else facts.vocab_size * outputs
     step = max(tokens * attention, tokens * _feed_forward(facts), logits)
-    mask = tokens * seen * (_HALF if flash else _FLOAT)
-    work = mask + _FLOAT * (5 * facts.embedding_length * tokens + step)
+    mask = tokens * (cells + cache.window_cells) * (_HALF if flash else _FLOAT)
+    kept = 1 if facts.architecture in arch.ENCODERS else 5
+    work = mask + _FLOAT * (kept * facts.embedding_length * tokens + step)
     results = (
         _FLOAT
         * outputs
@@ -313,14 +315,14 @@ def _compute(request: PlanRequest, cache: CacheSizes, *, on_gpu: int, on_host: i
 def _feed_forward(facts: ModelFacts) -> int:
     """Numbers that the feed-forward step keeps for one token."""
     width = facts.embedding_length
-    dense = 3 * _most(facts.feed_forward_length)
+    dense = (2 if facts.architecture in arch.UNGATED else 3) * _most(facts.feed_forward_length)
     recurrent = facts.hyperparameters.get("ssm.inner_size")
     state = 4 * recurrent if isinstance(recurrent, int) else 0
     if not facts.experts:
         return max(dense, state)
     inner = facts.hyperparameters.get("expert_feed_forward_length")
     inner = _most(inner) if isinstance(inner, int | tuple) else _most(facts.feed_forward_length)
-    experts = facts.experts_used * max(3 * inner, inner + 2 * width)
+    experts = facts.experts_used * max(3 * inner, width)
     return max(dense if inner != _most(facts.feed_forward_length) else 0, experts, state)
 
 

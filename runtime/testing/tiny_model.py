@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from runtime.testing.tiny_vocabulary import ChatVocabulary
+
     Matrix = NDArray[np.float32]
 
 TensorType = Literal["f32", "f16", "q8_0", "q4_0", "q4_1"]
@@ -87,20 +89,28 @@ def build_tiny_model(
         LLMCapabilityError: The packages gguf and numpy are not installed.
         ValueError: The vocabulary asked for is too small.
     """
-    writer = _Writer(path, "llama" if kind == "chat" else "bert", shape or TinyShape(), seed)
-    writer.file.add_name(name or f"tiny {kind}")
+    draft = GgufDraft(path, "llama" if kind == "chat" else "bert", shape or TinyShape(), seed)
+    draft.file.add_name(name or f"tiny {kind}")
     if kind == "chat":
-        _chat_model(writer, CHATML_TOOLS if tools else CHATML)
+        _chat_model(draft, CHATML_TOOLS if tools else CHATML)
     else:
-        _embedding_model(writer)
-    writer.close()
+        _embedding_model(draft)
+    draft.close()
     return path
 
 
-class _Writer:
-    """A GGUF file being filled with random tensors."""
+class GgufDraft:
+    """A GGUF file being filled with random tensors, for models of whatever architecture.
 
-    def __init__(self, path: Path, architecture: str, shape: TinyShape, seed: int) -> None:
+    Attributes:
+        file: The ``gguf.GGUFWriter`` behind it, for metadata.
+        gguf: The ``gguf`` package.
+        np: The ``numpy`` package.
+        shape: The sizes.
+        context: Tokens it claims to be trained for.
+    """
+
+    def __init__(self, path: Path, architecture: str, shape: TinyShape, seed: int = 1) -> None:
         try:
             import gguf  # noqa: PLC0415 - a development tool: only who builds a model needs it
             import numpy as np  # noqa: PLC0415
@@ -144,6 +154,22 @@ class _Writer:
         """Adds a vector, which llama.cpp wants in full precision."""
         self.file.add_tensor(name, values.astype(self.np.float32))
 
+    def add_chat_vocabulary(self, template: str) -> ChatVocabulary:
+        """Adds the chat model's tokenizer and a template; the vocabulary that was added."""
+        vocabulary = chat_vocabulary(self.shape.vocabulary)
+        self.file.add_vocab_size(len(vocabulary.tokens))
+        self.file.add_tokenizer_model("gpt2")
+        self.file.add_tokenizer_pre("gpt-2")
+        self.file.add_token_list(list(vocabulary.tokens))
+        self.file.add_token_types(list(vocabulary.token_types))
+        self.file.add_token_merges(list(vocabulary.merges))
+        self.file.add_bos_token_id(1)
+        self.file.add_eos_token_id(2)
+        self.file.add_pad_token_id(0)
+        self.file.add_add_bos_token(False)
+        self.file.add_chat_template(template)
+        return vocabulary
+
     def close(self) -> None:
         """Writes it all."""
         kind = self.gguf.LlamaFileType
@@ -161,39 +187,28 @@ class _Writer:
         self.file.close()
 
 
-def _chat_model(writer: _Writer, template: str) -> None:
-    shape, file, np = writer.shape, writer.file, writer.np
-    vocabulary = chat_vocabulary(shape.vocabulary)
-    file.add_vocab_size(len(vocabulary.tokens))
+def _chat_model(draft: GgufDraft, template: str) -> None:
+    shape, file, np = draft.shape, draft.file, draft.np
+    vocabulary = draft.add_chat_vocabulary(template)
     file.add_head_count_kv(shape.kv_heads)
     file.add_key_length(shape.key_length)
     file.add_value_length(shape.key_length)
     file.add_rope_dimension_count(shape.key_length)
     file.add_rope_freq_base(10000.0)
     file.add_layer_norm_rms_eps(1e-5)
-    file.add_tokenizer_model("gpt2")
-    file.add_tokenizer_pre("gpt-2")
-    file.add_token_list(list(vocabulary.tokens))
-    file.add_token_types(list(vocabulary.token_types))
-    file.add_token_merges(list(vocabulary.merges))
-    file.add_bos_token_id(1)
-    file.add_eos_token_id(2)
-    file.add_pad_token_id(0)
-    file.add_add_bos_token(False)
-    file.add_chat_template(template)
 
     width, tokens = shape.embedding_length, len(vocabulary.tokens)
     fixed = 1 + vocabulary.class_count
     rows = np.arange(tokens)
-    embedding = np.sign(writer.random(tokens, width))
+    embedding = np.sign(draft.random(tokens, width))
     embedding[:, :fixed] = 0
     embedding[:, 0] = _STEADY
     embedding[rows, 1 + np.array(vocabulary.classes)] = _STEADY
-    writer.matrix("token_embd.weight", embedding)
+    draft.matrix("token_embd.weight", embedding)
 
     # What the last normalisation divides by, as long as the layers add little.
     level = float(np.sqrt((2 * _STEADY**2 + (width - fixed)) / width))
-    output = writer.random(tokens, width, _NOISE * level / np.sqrt(width - fixed))
+    output = draft.random(tokens, width, _NOISE * level / np.sqrt(width - fixed))
     output[:, :fixed] = 0
     output[:, 0] = np.array(vocabulary.bias) * level / _STEADY
     for number, followers in vocabulary.followers.items():
@@ -204,31 +219,31 @@ def _chat_model(writer: _Writer, template: str) -> None:
     ones = np.ones(width, np.float32)
     for layer in range(shape.layers):
         block = f"blk.{layer}"
-        writer.vector(f"{block}.attn_norm.weight", ones)
-        writer.matrix(f"{block}.attn_q.weight", writer.random(queries, width, width**-0.5))
-        writer.matrix(f"{block}.attn_k.weight", writer.random(keys, width, width**-0.5))
-        writer.matrix(f"{block}.attn_v.weight", writer.random(keys, width, width**-0.5))
+        draft.vector(f"{block}.attn_norm.weight", ones)
+        draft.matrix(f"{block}.attn_q.weight", draft.random(queries, width, width**-0.5))
+        draft.matrix(f"{block}.attn_k.weight", draft.random(keys, width, width**-0.5))
+        draft.matrix(f"{block}.attn_v.weight", draft.random(keys, width, width**-0.5))
         for name, columns in (
             ("attn_output", queries),
             ("ffn_down", shape.feed_forward_length),
         ):
-            back = writer.random(width, columns, 1.2 * columns**-0.5)
+            back = draft.random(width, columns, 1.2 * columns**-0.5)
             back[:fixed] = 0  # no layer touches the fixed channels
-            writer.matrix(f"{block}.{name}.weight", back)
-        writer.vector(f"{block}.ffn_norm.weight", ones)
+            draft.matrix(f"{block}.{name}.weight", back)
+        draft.vector(f"{block}.ffn_norm.weight", ones)
         for name in ("ffn_gate", "ffn_up"):
-            weights = writer.random(shape.feed_forward_length, width, width**-0.5)
-            writer.matrix(f"{block}.{name}.weight", weights)
-    writer.vector("output_norm.weight", ones)
-    writer.matrix("output.weight", output)
+            weights = draft.random(shape.feed_forward_length, width, width**-0.5)
+            draft.matrix(f"{block}.{name}.weight", weights)
+    draft.vector("output_norm.weight", ones)
+    draft.matrix("output.weight", output)
 
 
-def _embedding_model(writer: _Writer) -> None:
-    shape, file, np = writer.shape, writer.file, writer.np
+def _embedding_model(draft: GgufDraft) -> None:
+    shape, file, np = draft.shape, draft.file, draft.np
     tokens, token_types = embedding_vocabulary()
     file.add_layer_norm_eps(1e-12)
     file.add_causal_attention(False)
-    file.add_pooling_type(writer.gguf.PoolingType.MEAN)
+    file.add_pooling_type(draft.gguf.PoolingType.MEAN)
     file.add_tokenizer_model("bert")
     file.add_token_list(list(tokens))
     file.add_token_types(list(token_types))
@@ -242,11 +257,11 @@ def _embedding_model(writer: _Writer) -> None:
 
     width, inner = shape.embedding_length, shape.feed_forward_length
     ones, zeros = np.ones(width, np.float32), np.zeros(width, np.float32)
-    writer.matrix("token_embd.weight", writer.random(len(tokens), width))
-    writer.vector("token_types.weight", writer.random(2, width, 0.1))
-    writer.vector("position_embd.weight", writer.random(writer.context, width, 0.1))
-    writer.vector("token_embd_norm.weight", ones)
-    writer.vector("token_embd_norm.bias", zeros)
+    draft.matrix("token_embd.weight", draft.random(len(tokens), width))
+    draft.vector("token_types.weight", draft.random(2, width, 0.1))
+    draft.vector("position_embd.weight", draft.random(draft.context, width, 0.1))
+    draft.vector("token_embd_norm.weight", ones)
+    draft.vector("token_embd_norm.bias", zeros)
     for layer in range(shape.layers):
         block = f"blk.{layer}"
         for name, rows, columns in (
@@ -257,8 +272,8 @@ def _embedding_model(writer: _Writer) -> None:
             ("ffn_up", inner, width),
             ("ffn_down", width, inner),
         ):
-            writer.matrix(f"{block}.{name}.weight", writer.random(rows, columns, columns**-0.5))
-            writer.vector(f"{block}.{name}.bias", np.zeros(rows, np.float32))
+            draft.matrix(f"{block}.{name}.weight", draft.random(rows, columns, columns**-0.5))
+            draft.vector(f"{block}.{name}.bias", np.zeros(rows, np.float32))
         for name in ("attn_output_norm", "layer_output_norm"):
-            writer.vector(f"{block}.{name}.weight", ones)
-            writer.vector(f"{block}.{name}.bias", zeros)
+            draft.vector(f"{block}.{name}.weight", ones)
+            draft.vector(f"{block}.{name}.bias", zeros)

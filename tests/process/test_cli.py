@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -20,7 +20,7 @@ from runtime.server import registry
 from tests.conftest import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 pytestmark = [pytest.mark.process, pytest.mark.engine]
@@ -45,27 +45,41 @@ def free_port() -> int:
     return port
 
 
-@contextlib.contextmanager
-def serving(model: Path, *args: str, **env: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """`serve` until the block ends; yields the process and its port once it answers."""
-    port = free_port()
-    with subprocess.Popen(
-        [sys.executable, "-m", "runtime", "serve", str(model), "--port", str(port),
-         "--ctx-size", "256", *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, **env},
-    ) as process:  # fmt: skip
-        try:
-            wait_until("it answers", lambda: get(port, "/health") == 200, timeout_s=30)
-            wait_until("it is listed", lambda: len(registry.running()) == 1)
-            yield process, port
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-            process.communicate(timeout=20)
+@dataclass(frozen=True)
+class Serving:
+    """A running `serve`."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    stdout: Path
+    stderr: Path
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Iterator[Callable[..., Serving]]:
+    """Starts `serve` with a model and options; returns once it has said that it is ready."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(model: Path, *args: str) -> Serving:
+        port = free_port()
+        out, err = tmp_path / "serve.out", tmp_path / "serve.err"
+        with out.open("wb") as stdout, err.open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "runtime", "serve", str(model), "--port", str(port),
+                 "--ctx-size", "256", *args],
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )  # fmt: skip
+        started.append(process)
+        wait_until("it is ready", lambda: b"Ctrl-C ends it" in err.read_bytes(), timeout_s=40)
+        return Serving(process, port, out, err)
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        process.wait(20)
 
 
 def get(port: int, path: str, key: str | None = None) -> int:
@@ -94,27 +108,27 @@ def post(port: int, path: str, body: dict[str, Any]) -> Any:
 
 
 def test_serve_answers_and_ctrl_c_ends_everything_within_two_seconds(
-    tiny_model_path: Path,
+    tiny_model_path: Path, serving: Callable[..., Serving]
 ) -> None:
-    with serving(tiny_model_path) as (process, port):
-        answer = post(
-            port,
-            "/v1/chat/completions",
-            {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4},
-        )
-        assert answer["choices"][0]["message"]["role"] == "assistant"
-        (record,) = registry.running()
-        assert record.role == "serve"
-        below = psutil.Process(process.pid).children(recursive=True)
-        assert below
-        began = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=10)
-        assert time.monotonic() - began < 2.0
-        assert not any(child.is_running() for child in below)
-    assert process.returncode == 0, "the usual way to end it"
-    assert out == "", "stdout is for results"
-    assert f"http://127.0.0.1:{port}/v1" in err
+    served = serving(tiny_model_path)
+    answer = post(
+        served.port,
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4},
+    )
+    assert answer["choices"][0]["message"]["role"] == "assistant"
+    (record,) = registry.running()
+    assert record.role == "serve"
+    below = psutil.Process(served.process.pid).children(recursive=True)
+    assert below
+    began = time.monotonic()
+    served.process.send_signal(signal.SIGINT)
+    assert served.process.wait(10) == 0, "the usual way to end it"
+    assert time.monotonic() - began < 2.0
+    assert not any(child.is_running() for child in below)
+    assert served.stdout.read_bytes() == b"", "stdout is for results"
+    err = served.stderr.read_text("utf-8")
+    assert f"http://127.0.0.1:{served.port}/v1" in err
     assert "curl " in err
     assert "cpu" in err
     assert "Traceback" not in err
@@ -122,37 +136,45 @@ def test_serve_answers_and_ctrl_c_ends_everything_within_two_seconds(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_serve_ends_in_order_by_other_signals(tiny_model_path: Path, number: int) -> None:
-    with serving(tiny_model_path) as (process, _):
-        below = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(number)
-        process.wait(5)
-        _, alive = psutil.wait_procs(below, timeout=1)
-        assert not alive
+def test_serve_ends_in_order_by_other_signals(
+    tiny_model_path: Path, serving: Callable[..., Serving], number: int
+) -> None:
+    process = serving(tiny_model_path).process
+    below = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    process.wait(5)
+    _, alive = psutil.wait_procs(below, timeout=1)
+    assert not alive
 
 
-def test_ps_logs_and_stop_see_a_server(tiny_model_path: Path) -> None:
-    with serving(tiny_model_path) as (process, port):
-        (record,) = json.loads(llama("ps", "--json").stdout)
-        assert record["base_url"] == f"http://127.0.0.1:{port}"
-        assert record["owner_pid"] == process.pid
-        assert str(port) in llama("ps").stdout
-        assert len(llama("logs", "-n", "3").stdout.splitlines()) == 3
-        assert llama("stop", "nobody").returncode == 2
-        stopped = llama("stop", record["model"])
-        assert stopped.returncode == 0
-        assert process.wait(5) == 0
-        assert "No managed server" in llama("ps").stderr
+def test_ps_logs_and_stop_see_a_server(
+    tiny_model_path: Path, serving: Callable[..., Serving]
+) -> None:
+    served = serving(tiny_model_path)
+    process, port = served.process, served.port
+    (record,) = json.loads(llama("ps", "--json").stdout)
+    assert record["base_url"] == f"http://127.0.0.1:{port}"
+    assert record["owner_pid"] == process.pid
+    assert str(port) in llama("ps").stdout
+    assert len(llama("logs", "-n", "3").stdout.splitlines()) == 3
+    assert llama("stop", "nobody").returncode == 2
+    stopped = llama("stop", record["model"])
+    assert stopped.returncode == 0
+    assert process.wait(5) == 0
+    assert "No managed server" in llama("ps").stderr
 
 
-def test_serve_asks_for_the_key_it_is_given(tiny_model_path: Path, tmp_path: Path) -> None:
+def test_serve_asks_for_the_key_it_is_given(
+    tiny_model_path: Path, tmp_path: Path, serving: Callable[..., Serving]
+) -> None:
     key = tmp_path / "key"
     key.write_text("canary-0123456789\n")
-    with serving(tiny_model_path, "--api-key-file", str(key)) as (process, port):
-        assert get(port, "/props") == 401
-        assert get(port, "/props", "canary-0123456789") == 200
-        for child in psutil.Process(process.pid).children(recursive=True):
-            assert "canary" not in " ".join(child.cmdline())
+    served = serving(tiny_model_path, "--api-key-file", str(key))
+    process, port = served.process, served.port
+    assert get(port, "/props") == 401
+    assert get(port, "/props", "canary-0123456789") == 200
+    for child in psutil.Process(process.pid).children(recursive=True):
+        assert "canary" not in " ".join(child.cmdline())
 
 
 def test_serve_on_an_open_address_demands_a_key(tiny_model_path: Path) -> None:
@@ -161,13 +183,13 @@ def test_serve_on_an_open_address_demands_a_key(tiny_model_path: Path) -> None:
     assert "LLAMA_RUNTIME_API_KEY" in done.stderr
 
 
-def test_two_servers_on_one_port(tiny_model_path: Path) -> None:
-    with serving(tiny_model_path) as (_, port):
-        second = llama("serve", str(tiny_model_path), "--port", str(port))
-        assert second.returncode == 5
-        assert f"Port {port}" in second.stderr
-        assert "held by" in second.stderr
-        assert get(port, "/health") == 200
+def test_two_servers_on_one_port(tiny_model_path: Path, serving: Callable[..., Serving]) -> None:
+    port = serving(tiny_model_path).port
+    second = llama("serve", str(tiny_model_path), "--port", str(port))
+    assert second.returncode == 5
+    assert f"Port {port}" in second.stderr
+    assert "held by" in second.stderr
+    assert get(port, "/health") == 200
 
 
 def test_run_pipes_well(tiny_model_path: Path) -> None:
@@ -335,5 +357,7 @@ def test_a_reader_that_goes_away_is_no_error(tiny_model_path: Path) -> None:
         process.stdout.read(1)
         process.stdout.close()
         process.wait(20)
-        assert process.stderr.read() == b""
-    assert process.returncode == 1
+        said = process.stderr.read().decode()
+    assert "Traceback" not in said
+    assert "Defect" not in said
+    assert process.returncode in {0, 1}, "0 when all of it had been written before"

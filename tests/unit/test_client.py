@@ -15,6 +15,7 @@ from pydantic import BaseModel, field_validator
 
 from runtime import (
     ConfigError,
+    CutOffError,
     LlamaClient,
     LLMBadResponseError,
     LLMCapabilityError,
@@ -34,6 +35,7 @@ from runtime import (
     Usage,
 )
 from runtime.client._options import ServerOptions
+from runtime.client._sources import recommended_sampling
 from tests.fakes.openai_server import (
     CONTEXT,
     MODEL,
@@ -353,7 +355,7 @@ def test_json_cut_by_the_budget_is_an_error_with_what_there_is(
 ) -> None:
     before = len(server.chats)
     server.will(says(text, reason="length"))
-    with pytest.raises(LLMBadResponseError, match="cut off") as caught:
+    with pytest.raises(CutOffError, match="cut off") as caught:
         client.generate(ask(response_schema=SCHEMA))
     assert caught.value.partial_text == text
     assert "max_tokens" in str(caught.value.hint)
@@ -364,7 +366,7 @@ def test_a_number_cut_by_the_budget_may_not_be_the_whole_number(
     client: LlamaClient, server: FakeServer
 ) -> None:
     server.will(says("12", reason="length"))
-    with pytest.raises(LLMBadResponseError, match="cut off"):
+    with pytest.raises(CutOffError, match="cut off"):
         client.generate(ask(response_schema={"type": "integer"}))
 
 
@@ -509,7 +511,7 @@ def test_a_tool_call_cut_by_the_budget_is_named_so(tool_server: FakeServer) -> N
     tool_server.will(streams(event(piece({"tool_calls": [cut]})), *events_of([], reason="length")))
     with (
         LlamaClient(base_url=tool_server.url) as client,
-        pytest.raises(LLMBadResponseError, match="tool call was cut off") as caught,
+        pytest.raises(CutOffError, match="tool call was cut off") as caught,
     ):
         client.generate(ask(tools=[TOOL]))
     assert caught.value.partial_text == '{"x'
@@ -658,6 +660,11 @@ def test_a_server_that_cannot_count_is_named() -> None:
             client.count_tokens("x")
         with pytest.raises(LLMCapabilityError, match="cannot count"):
             client.count_tokens([LLMMessage(role="user", content="x")])
+
+
+def test_sampling_is_recommended_by_the_catalogue_alone() -> None:
+    assert recommended_sampling("smollm2-135m") == {"temperature": 0.2, "top_p": 0.9}
+    assert recommended_sampling("./smollm2-135m.gguf") == {}
 
 
 # --- what it says of itself -------------------------------------------------------------------

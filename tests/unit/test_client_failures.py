@@ -533,6 +533,23 @@ def test_what_is_no_answer_is_an_error_by_name(
             asked(client)
 
 
+def test_a_stream_refused_in_silence_is_asked_for_as_a_whole_to_learn_why() -> None:
+    """As llama-cpp-python does: 200, no event, and an orderly end."""
+    refusal = refuses(*OVERFLOWS[1][:2])
+    with FakeServer(llama_cpp=False) as server, LlamaClient(base_url=server.url) as client:
+        server.will(streams(), refusal)
+        with pytest.raises(ContextOverflowError):
+            streamed(client)
+        assert [each.body.get("stream") for each in server.chats] == [True, None]
+        server.will(streams(), says("after all"))
+        assert streamed(client) == "after all"
+        before = len(server.chats)
+        server.will(streams(), streams())
+        with pytest.raises(ConnectionLostError, match="ended before"):
+            streamed(client)
+        assert len(server.chats) - before == 2
+
+
 # --- empty answers ----------------------------------------------------------------------------
 
 

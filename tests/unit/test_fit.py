@@ -17,6 +17,7 @@ from runtime.store.fit import (
     Split,
     check_fits,
     copied_types,
+    elastic_limits,
     fit_sizes,
     largest_context,
     margin_bytes,
@@ -110,7 +111,7 @@ def test_a_mixture_computes_with_the_experts_in_use() -> None:
     )
 
     assert less == dense  # the dense layers at its beginning decide
-    assert more - dense == 512 * 4 * (16 * (1024 + 2 * 4096) - 3 * 14336)
+    assert more - dense == 512 * 4 * (16 * 4096 - 3 * 14336)
 
 
 def test_weights_count_in_full() -> None:
@@ -196,13 +197,31 @@ def test_projector_draft_and_adapters_are_added() -> None:
     assert any("projector" in doubt for doubt in made.uncertain)
 
 
-def test_an_embedding_model_has_no_cache_and_a_batch_of_its_context() -> None:
-    facts = model("bert", layers=12, is_embedding_model=True, context_train=512)
+@pytest.mark.parametrize(
+    ("context", "width", "logged_mib"), [(512, 384, 7.26), (512, 768, 14.01), (2048, 768, 62.05)]
+)
+def test_an_encoder_computes_its_whole_context_at_once_and_keeps_nothing(
+    context: int, width: int, logged_mib: float
+) -> None:
+    facts = model(
+        "bert",
+        layers=12,
+        is_embedding_model=True,
+        context_train=context,
+        embedding_length=width,
+        heads=12,
+        kv_heads=12,
+        key_length=width // 12,
+        value_length=width // 12,
+        feed_forward_length=4 * width,
+        vocab_size=256,
+    )
 
-    made = plan(request(facts, slot_ctx=512, batch=512))
+    made = plan(request(facts, slot_ctx=context, batch=context))
 
     assert made.kv_cache == Split()
-    assert made.compute.host_bytes > plan(request(facts, slot_ctx=512, batch=64)).compute.host_bytes
+    results = context * (256 + width) * 4
+    assert (made.compute.host_bytes - results) / MIB == pytest.approx(logged_mib, rel=0.01)
 
 
 def test_a_quantized_value_cache_needs_flash_attention() -> None:
@@ -339,6 +358,33 @@ def test_sizes_that_were_set_stay() -> None:
 def test_where_not_even_the_smallest_fits_it_is_refused(sizes: tuple[Any, Any]) -> None:
     with pytest.raises(ModelTooLargeError, match="left free"):
         fit_sizes(request(), ram(2 * GIB), ctx_size=sizes[0], parallel=sizes[1])
+
+
+def test_optional_caches_get_half_of_what_is_left() -> None:
+    windowed = model("gemma2", hyperparameters={"attention.sliding_window": 1024})
+    made = plan(request(windowed, parallel=2))
+    room = 4 * GIB
+    memory = ram(made.host_bytes + margin_bytes(ram(GIB)) + room, total=GIB)
+
+    limits = elastic_limits(made, memory)
+
+    assert limits.prompt_cache_bytes == GIB
+    assert made.checkpoint_bytes == 16 * 1024 * 4096
+    assert limits.checkpoints == GIB // (2 * made.checkpoint_bytes) == 8
+
+
+def test_optional_caches_are_never_larger_than_the_engine_s_own() -> None:
+    limits = elastic_limits(plan(request()), ram(256 * GIB))
+
+    assert (limits.prompt_cache_bytes, limits.checkpoints) == (8 * GIB, 32)
+
+
+def test_where_nothing_is_left_there_are_no_optional_caches() -> None:
+    windowed = model("gemma2", hyperparameters={"attention.sliding_window": 1024})
+
+    limits = elastic_limits(plan(request(windowed)), ram(4 * GIB))
+
+    assert (limits.prompt_cache_bytes, limits.checkpoints) == (0, 0)
 
 
 def test_the_margin_is_a_tenth_and_never_small() -> None:

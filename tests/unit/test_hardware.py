@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from runtime.hardware import cpu_budget, memory
+from runtime.hardware import cpu_budget, cpu_features, memory
 from runtime.hardware.cpu import parse_cpu_list
 
 if TYPE_CHECKING:
@@ -199,6 +200,23 @@ def test_without_sys_the_portable_figures_are_used(tmp_path: Path) -> None:
 )
 def test_kernel_lists_of_cpus(text: str, cpus: set[int]) -> None:
     assert parse_cpu_list(text) == cpus
+
+
+@pytest.mark.parametrize(
+    ("text", "features"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx avx2\n\nprocessor\t: 1\n", {"fpu", "avx", "avx2"}),
+        ("processor\t: 0\nFeatures\t: fp asimd asimddp\n", {"fp", "asimd", "asimddp"}),
+        ("processor\t: 0\n", set()),
+    ],
+)
+def test_what_the_processor_can_do(machine: Machine, text: str, features: set[str]) -> None:
+    machine.file("proc/cpuinfo", text)
+
+    kind, found = cpu_features(machine.root)
+
+    assert found == features
+    assert kind == platform.machine()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="affinity masks are Linux's")

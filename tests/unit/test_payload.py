@@ -224,6 +224,19 @@ def test_only_a_trailing_assistant_message_is_continued() -> None:
     assert wish(messages=[said, USER]).continued == ""
 
 
+def test_recommended_sampling_holds_where_the_caller_says_nothing() -> None:
+    recommended = {"temperature": 0.2, "top_p": 0.9, "min_p": 0.1}
+
+    def sampled(**values: Any) -> tuple[dict[str, Any], dict[str, float]]:
+        made = dataclasses.replace(wish(**values), recommended=recommended)
+        return {name: body(made)[name] for name in recommended}, payload.recommended_only(made)
+
+    assert sampled() == (recommended, recommended)
+    said, used = sampled(temperature=0, provider_options={"top_p": 0.5})
+    assert said == {"temperature": 0, "top_p": 0.5, "min_p": 0.1}
+    assert used == {"min_p": 0.1}
+
+
 def test_tools_take_openais_form() -> None:
     made = body(wish(tools=[TOOL]))
     function = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}

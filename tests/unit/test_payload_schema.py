@@ -215,6 +215,62 @@ def test_where_nothing_is_enforced_the_model_is_told() -> None:
     )
 
 
+PLAIN: dict[str, Any] = {
+    "type": "object",
+    "properties": {"a": {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 3}, "b": {}},
+    "required": ["a"],
+    "additionalProperties": {"anyOf": [{"type": "integer"}, {"const": None}]},
+}
+
+
+def gently(document: dict[str, Any]) -> schema.Enforcement:
+    capabilities = EngineCapabilities(json_schema=True, grammar=True)
+    return schema.enforcement(schema.check(document), capabilities, kind="llama-cpp-python")
+
+
+def test_llama_cpp_python_is_given_plain_schemas() -> None:
+    found = gently(PLAIN)
+    assert found.kind == "json_schema"
+    assert found.fields["response_format"] == {"type": "json_object", "schema": PLAIN}
+    assert found.validated_only
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "string", "pattern": "^a$"},
+        {"type": "string", "format": "date"},
+        {"type": "string", "maxLength": 3},
+        {"type": ["string", "null"]},
+        {"title": "anything"},
+        {"allOf": [{"type": "string"}]},
+        {"$ref": "#"},
+        {"type": "array", "items": {"type": "integer"}, "maxItems": 65},
+        {"type": "array", "minItems": 65},
+        {"enum": list(range(129))},
+        {"anyOf": [{"type": "integer"}, {"not": {}}]},
+        {"type": "object", "additionalProperties": {"minimum": 3}},
+        True,
+    ],
+)
+def test_llama_cpp_python_is_spared_what_its_process_may_die_of(part: Any) -> None:
+    """A dropped connection was seen on a pattern, a crash on a large schema."""
+    inside = gently({"type": "object", "properties": {"x": part}})
+    assert inside.kind == "prompt"
+    assert inside.fields == {"response_format": {"type": "json_object"}}
+    assert inside.instruction
+    if isinstance(part, dict) and part.get("type") != "object":
+        assert gently(part).kind == "prompt"
+        assert not gently(part).fields
+
+
+def test_llama_cpp_python_is_spared_deep_schemas() -> None:
+    deep: dict[str, Any] = {"type": "integer"}
+    for _ in range(20):
+        deep = {"type": "array", "items": deep}
+    assert gently(deep).kind == "prompt"
+
+
 @pytest.mark.parametrize(
     "form",
     [

@@ -1,0 +1,96 @@
+"""What type checkers must make of the public API; checked by mypy, never run.
+
+``assert_type`` fails the check when a type is another, ``type: ignore`` with a code fails it (mypy
+warns of unused ones) when what must be refused is accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypedDict, assert_type
+
+from pydantic import BaseModel
+
+import runtime
+from runtime import (
+    BackendCapabilities,
+    BackendStatus,
+    EmbeddingResult,
+    LlamaClient,
+    LLMChatParams,
+    LLMClient,
+    LLMDelta,
+    LLMMessage,
+    LLMRequest,
+    LLMResponse,
+    LLMStreamEvent,
+    ServerConfig,
+    ServerManager,
+    Usage,
+)
+
+
+class Answer(BaseModel):
+    n: int
+
+
+@dataclass
+class Point:
+    x: int
+
+
+class Row(TypedDict):
+    a: str
+
+
+def takes_the_protocol(client: LLMClient) -> str:
+    message = LLMMessage(role="user", content="hi")
+    reply = client.chat([message], model=client.default_model(), params=LLMChatParams())
+    assert_type(reply, LLMResponse)
+    return reply.text
+
+
+def uses_the_client(client: LlamaClient) -> None:
+    takes_the_protocol(client)
+    assert_type(client.chat("hi"), LLMResponse)
+    assert_type(client.chat("hi").usage, Usage | dict[str, int] | None)
+    with client.stream_chat("hi") as events:
+        for event in events:
+            assert_type(event, LLMStreamEvent)
+    deltas: Iterator[LLMDelta] = client.stream(LLMRequest(messages=()))
+    for delta in deltas:
+        assert_type(delta.text_delta, str | None)
+    assert_type(client.embed(["a"]), EmbeddingResult)
+    assert_type(client.embed(["a"]).vectors, Sequence[Sequence[float]])
+    assert_type(client.capabilities(), BackendCapabilities)
+    assert_type(client.healthcheck(), BackendStatus)
+    assert_type(client.count_tokens("x"), int)
+    assert_type(client.server, ServerManager | None)
+    assert_type(client.server_snapshot(), Mapping[str, object] | None)
+    assert_type(client.describe(), Mapping[str, object])
+
+
+def parses_what_it_is_given(client: LlamaClient) -> None:
+    assert_type(client.parse("hi", Answer), Answer)
+    assert_type(client.parse("hi", Point), Point)
+    assert_type(client.parse("hi", Row), Row)
+    assert_type(client.parse("hi", list[int]), list[int])
+    assert_type(client.parse("hi", int | str, temperature=0.5, max_tokens=5), int | str)
+    assert_type(client.parse("hi", Literal["a", "b"]), Literal["a", "b"])
+
+
+def names_are_known() -> None:
+    assert_type(runtime.__version__, str)
+    LlamaClient("m", ctx_size=512, gpu_layers="all", device="cpu", config=ServerConfig())
+    LlamaClient(base_url="http://127.0.0.1:8080", api_key="k")
+
+
+def refuses_what_is_wrong(client: LlamaClient) -> None:
+    LlamaClient(ctx_sise=512)  # type: ignore[call-arg]
+    LlamaClient(ctx_size="big")  # type: ignore[arg-type]
+    LlamaClient(on_truncation="ignore")  # type: ignore[arg-type]
+    LLMMessage("user", "hi")  # type: ignore[call-arg]
+    LLMMessage(role="robot", content="hi")  # type: ignore[arg-type]
+    client.chat(3)  # type: ignore[arg-type]
+    client.chat("hi").text = ""  # type: ignore[misc]
