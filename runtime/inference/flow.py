@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from runtime.contracts import LLMDelta, Provenance
 from runtime.errors import (
     ConnectionLostError,
+    ContextOverflowError,
     CutOffError,
     EngineNotRunningError,
     LLMBadResponseError,
@@ -81,15 +82,20 @@ def converse(
     first_seed = payload.new_seed() if wish.seed is None else wish.seed
     resends = number = 0
     whole = False
+    asked, blamed = wish, None
     while True:
         answer = Answer()
         seed = payload.later_seed(first_seed, number)
         try:
-            ask = _ask(wish, clock, answer, seed=seed, resends=resends, emit=emit, whole=whole)
+            ask = _ask(asked, clock, answer, seed=seed, resends=resends, emit=emit, whole=whole)
             sent, enforcement = yield from ask
         except _SilentStreamError as exc:
             whole, resends = True, exc.resends + 1
             continue
+        except ContextOverflowError:
+            if blamed is None:
+                raise
+            raise blamed from None  # there was no room to tell the model what was wrong
         closed: Closed | None = None
         try:
             closed = reply.closed(answer, wish, keep_all=emit)
@@ -97,10 +103,12 @@ def converse(
                 reply.check(answer, wish)
         except LLMBadResponseError as exc:
             delivered = emit and answer.begun
-            # The same budget would cut it off again, and without chance nothing would change.
-            hopeless = isinstance(exc, CutOffError) or wish.temperature == 0
-            if delivered or hopeless or number >= limits.max_retries:
+            corrected = payload.corrected(wish, exc)
+            # The same budget would cut it off again, and the same words without chance be repeated.
+            same = wish.temperature == 0 and corrected is None
+            if delivered or isinstance(exc, CutOffError) or same or number >= limits.max_retries:
                 raise
+            asked, blamed = (wish, None) if corrected is None else (corrected, exc)
             number += 1
             resends = sent.resends
             continue

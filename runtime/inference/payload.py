@@ -11,10 +11,10 @@ import json
 import math
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from runtime.errors import LLMInvalidRequestError
+from runtime.errors import LLMCapabilityError, LLMInvalidRequestError, SchemaViolationError
 from runtime.inference import prompted_tools, strictness
 from runtime.inference import schema as schemas
 from runtime.inference import tools as toolboxes
@@ -24,6 +24,7 @@ from runtime.inference.policy import Policy
 
 if TYPE_CHECKING:
     from runtime.engines.base import Endpoint
+    from runtime.errors import LLMBadResponseError
     from runtime.inference.schema import Enforcement, Schema
     from runtime.inference.tools import ToolBox
 
@@ -33,6 +34,9 @@ MAX_SEED: Final = 2**32 - 2
 FOREIGN_MAX_TOKENS: Final = 2048
 """Bound on an answer of a server that is not llama.cpp, when the caller gives none: such servers
 refuse a bound larger than what the prompt leaves of the context."""
+
+_MOST_BLAMED: Final = 4000
+"""Characters of an invalid answer and its fault that are told to the model."""
 
 LLAMA_CPP_KINDS: Final = frozenset({"xllamacpp", "llama-server"})
 
@@ -170,6 +174,8 @@ def _wish(
         )
     if "grammar" in rest and (box or schema):
         raise LLMInvalidRequestError("A grammar excludes tools and a response schema.")
+    if "grammar" in rest:
+        schemas.check_grammar(rest["grammar"])
     wish = Wish(
         messages=openai_messages(messages),
         model=_model(model),
@@ -192,7 +198,16 @@ def body(
 
     Raises:
         LLMInvalidRequestError: The schema is to be enforced strictly, and cannot be.
+        LLMCapabilityError: A grammar was given that this engine does not take.
     """
+    if grammar := wish.options.get("grammar"):
+        known = endpoint.capabilities
+        lark = schemas.is_lark(grammar)
+        if (known.llguidance if lark else known.grammar) is False:
+            raise LLMCapabilityError(
+                f"The engine takes no {'llguidance' if lark else 'GBNF'} grammars.",
+                hint="Use the other kind of grammar, or a response schema.",
+            )
     told = prompts_tools(endpoint)
     messages = without_tools(wish.messages) if told else with_tools(wish.messages)
     made: dict[str, object] = {
@@ -226,6 +241,22 @@ def body(
     if enforcement.instruction:
         made["messages"] = instructed(messages, enforcement.instruction)
     return {**made, **enforcement.fields}, enforcement
+
+
+def corrected(wish: Wish, problem: LLMBadResponseError) -> Wish | None:
+    """The wish with what was wrong with its last answer, or None where that says nothing."""
+    said = problem.partial_text
+    if not isinstance(problem, SchemaViolationError) or not said or wish.continued:
+        return None
+    if len(said) + len(problem.reason) > _MOST_BLAMED:
+        return None
+    place = f" at {problem.pointer}" if problem.pointer else ""
+    told = f"That is not valid{place}: {problem.reason}. Answer again."
+    blame: tuple[dict[str, object], ...] = (
+        {"role": "assistant", "content": said},
+        {"role": "user", "content": told},
+    )
+    return replace(wish, messages=(*wish.messages, *blame))
 
 
 def prompts_tools(endpoint: Endpoint) -> bool:

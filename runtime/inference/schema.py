@@ -232,6 +232,29 @@ def json_rule(text: str, bounds: Bounds | None) -> tuple[str | None, str | None]
     return None, problem
 
 
+def is_lark(grammar: object) -> bool:
+    """Whether a raw grammar is llguidance's, not GBNF."""
+    return isinstance(grammar, str) and grammar.lstrip().startswith("%llguidance")
+
+
+def check_grammar(grammar: object) -> None:
+    """Refuse a raw grammar that an engine would not keep to.
+
+    Raises:
+        LLMInvalidRequestError: It is no text, or llguidance cannot compile it: the engine would
+            then decode freely, and say nothing.
+    """
+    if not isinstance(grammar, str) or not grammar.strip():
+        raise LLMInvalidRequestError(f"grammar is {grammar!r}.", hint="Give GBNF, or llguidance's.")
+    if not is_lark(grammar):
+        return
+    from llguidance import LLMatcher  # noqa: PLC0415 - as above
+
+    failure = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar))
+    if failure and not failure.startswith("WARNING"):
+        raise LLMInvalidRequestError(f"The grammar cannot be compiled: {failure}")
+
+
 def judge(text: str, schema: Schema) -> Any:
     """The value that ``text`` is, valid against ``schema``.
 

@@ -44,6 +44,7 @@ from tests.fakes.openai_server import (
     event,
     events_of,
     piece,
+    refuses,
     says,
     sends,
     streams,
@@ -309,6 +310,13 @@ def test_an_answer_that_violates_its_schema_is_asked_for_again(
     assert len(set(seeds)) == 3
     assert reply.raw is not None
     assert (reply.raw["attempts"], reply.raw["seed"]) == (3, seeds[2])
+    first, blame, told = server.chats[-1].body["messages"]
+    assert (first["content"], blame) == ("hi", {"role": "assistant", "content": "no"})
+    assert told["role"] == "user"
+    assert "Expecting value" in told["content"]
+    assert (
+        "at /n: 10 is greater than the maximum" in server.chats[-2].body["messages"][2]["content"]
+    )
 
 
 def test_an_answer_that_keeps_violating_its_schema_is_never_a_success(
@@ -323,14 +331,49 @@ def test_an_answer_that_keeps_violating_its_schema_is_never_a_success(
     assert len(server.chats) - before == 3
 
 
-def test_without_chance_a_violation_is_not_asked_for_again(
+def test_without_chance_the_blame_alone_makes_a_difference(
     client: LlamaClient, server: FakeServer
 ) -> None:
+    """At temperature 0 the same words would be repeated, were the prompt the same."""
+    server.will(says("{}"), says('{"n": 1}'))
+    assert client.generate(ask(response_schema=SCHEMA, temperature=0)).text == '{"n": 1}'
     before = len(server.chats)
-    server.will(says("{}"))
+    server.will(says('"' + "x" * 5000 + '"'))
     with pytest.raises(SchemaViolationError):
         client.generate(ask(response_schema=SCHEMA, temperature=0))
     assert len(server.chats) - before == 1
+
+
+def test_where_the_blame_finds_no_room_the_violation_is_told(
+    client: LlamaClient, server: FakeServer
+) -> None:
+    full = {"type": "exceed_context_size_error", "n_prompt_tokens": 300, "n_ctx": 256}
+    server.will(says("{}"), refuses(400, {"error": {"code": 400, "message": "m", **full}}))
+    with pytest.raises(SchemaViolationError, match="required"):
+        client.generate(ask(response_schema=SCHEMA))
+
+
+@pytest.mark.parametrize("grammar", ["", 3, "%llguidance {}\nstart: nope"])
+def test_a_grammar_that_cannot_be_kept_to_is_refused(
+    client: LlamaClient, server: FakeServer, grammar: object
+) -> None:
+    before = len(server.requests)
+    with pytest.raises(LLMInvalidRequestError, match="grammar"):
+        client.generate(ask(provider_options={"grammar": grammar}))
+    assert len(server.requests) == before
+
+
+def test_a_grammar_of_ones_own_is_passed_on(client: LlamaClient, server: FakeServer) -> None:
+    for grammar in ('root ::= "yes"', '%llguidance {}\nstart: "yes"'):
+        client.generate(ask(provider_options={"grammar": grammar}))
+        assert server.chats[-1].body["grammar"] == grammar
+
+
+def test_a_grammar_that_the_engine_does_not_take_is_a_missing_capability() -> None:
+    lark: dict[str, object] = {"grammar": '%llguidance {}\nstart: "yes"'}
+    with FakeServer(llguidance=False) as server, LlamaClient(base_url=server.url) as client:
+        with pytest.raises(LLMCapabilityError, match="no llguidance grammars"):
+            client.generate(ask(provider_options=lark))
 
 
 def test_a_streamed_violation_is_an_error_at_the_end(
