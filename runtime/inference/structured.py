@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import types
+import typing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import typing_extensions
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from runtime.errors import LLMInvalidRequestError, SchemaViolationError
@@ -52,10 +55,36 @@ def shape_of(output_type: TypeForm[Any]) -> Shape:
         LLMInvalidRequestError: Pydantic makes no schema of it.
     """
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(output_type)
+        adapter: TypeAdapter[Any] = TypeAdapter(_readable(output_type))
         return Shape(schema=adapter.json_schema(), adapter=adapter)
     except PydanticUserError as exc:
         raise LLMInvalidRequestError(
             f"{output_type!r} has no JSON Schema: {exc.message}",
             hint="Use a pydantic model, a dataclass, or another type pydantic understands.",
         ) from exc
+
+
+def _readable(kind: Any) -> Any:
+    """The type with every ``typing.TypedDict`` in it as ``typing_extensions`` has it.
+
+    Before Python 3.12 pydantic refuses the former, because they do not tell which of their members
+    are inherited and required. Their own hints do.
+    """
+    if typing.is_typeddict(kind) and type(kind).__module__ == "typing":
+        hints = typing_extensions.get_type_hints(kind, include_extras=True)
+        members = {
+            name: _readable(hint) if name in kind.__required_keys__ else _optional(hint)
+            for name, hint in hints.items()
+        }
+        return typing_extensions.TypedDict(kind.__name__, members)  # type: ignore[operator]
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in {typing.Union, types.UnionType}:
+        return typing.Union[tuple(_readable(part) for part in parts)]  # noqa: UP007 - not literal
+    if origin in {list, dict, tuple, set, frozenset}:
+        return origin[tuple(_readable(part) for part in parts)]
+    return kind
+
+
+def _optional(hint: Any) -> Any:
+    bare = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.NotRequired else hint
+    return typing_extensions.NotRequired[_readable(bare)]

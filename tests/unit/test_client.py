@@ -371,9 +371,12 @@ def test_a_grammar_of_ones_own_is_passed_on(client: LlamaClient, server: FakeSer
 
 def test_a_grammar_that_the_engine_does_not_take_is_a_missing_capability() -> None:
     lark: dict[str, object] = {"grammar": '%llguidance {}\nstart: "yes"'}
-    with FakeServer(llguidance=False) as server, LlamaClient(base_url=server.url) as client:
-        with pytest.raises(LLMCapabilityError, match="no llguidance grammars"):
-            client.generate(ask(provider_options=lark))
+    with (
+        FakeServer(llguidance=False) as server,
+        LlamaClient(base_url=server.url) as client,
+        pytest.raises(LLMCapabilityError, match="no llguidance grammars"),
+    ):
+        client.generate(ask(provider_options=lark))
 
 
 def test_a_streamed_violation_is_an_error_at_the_end(
