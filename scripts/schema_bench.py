@@ -76,12 +76,17 @@ def raw(client: LlamaClient, document: Any, args: argparse.Namespace, tally: Tal
         "seed": 1,
     }
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {endpoint.api_key}"}
-    connection = http.client.HTTPConnection(urlsplit(endpoint.base_url).netloc, timeout=300)
+    connection = http.client.HTTPConnection(
+        urlsplit(endpoint.base_url).netloc, timeout=args.raw_timeout
+    )
     started = time.monotonic()
     try:
         connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         answer = connection.getresponse()
         parsed = json.loads(answer.read())
+    except (OSError, http.client.HTTPException):
+        tally.outcomes["failed"] += 1
+        return
     finally:
         connection.close()
         tally.seconds += time.monotonic() - started
@@ -205,6 +210,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only so many schemas, evenly spread")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--skip-raw", action="store_true")
+    parser.add_argument("--raw-timeout", type=float, default=60.0, help="seconds")
     parser.add_argument("--tools", action="store_true", help="the tool-call table")
     parser.add_argument("--calls", type=int, default=17, help="calls for each set of tools")
     args = parser.parse_args()
