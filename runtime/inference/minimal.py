@@ -247,7 +247,10 @@ class Minimal:
             if known is None:
                 known = self._judges[id(each)] = (each, self._judge(each))
             judge = known[1]
-            if judge is not None and not judge.is_valid(value):
+            try:
+                if judge is not None and not judge.is_valid(value):
+                    return False
+            except UnicodeEncodeError:  # half a surrogate pair
                 return False
         return True
 

@@ -263,6 +263,8 @@ def judge(text: str, schema: Schema) -> Any:
     """
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        if "\\ud" in text.lower():  # half a surrogate pair is an escape, but no character
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as exc:
         raise SchemaViolationError(
             f"The answer is not JSON: {exc}.", pointer="", reason=str(exc), partial_text=text

@@ -48,6 +48,7 @@ def closed(text: str, document: dict[str, Any], *, keep_all: bool = False) -> cl
         ('{"name": "A\\', '{"name": "A", "mood": "sad"}'),
         ('{"name": "A\\u00', '{"name": "A", "mood": "sad"}'),
         ('{"name": "A\\ud83d', '{"name": "A", "mood": "sad"}'),
+        ('{"name": "A\\ud83d", "mood": "gl', '{"name": "", "mood": "sad"}'),
         ('{"name": "A\\ud83d\\ude00', '{"name": "A\\ud83d\\ude00", "mood": "sad"}'),
         ('{"mood": "glo', '{"mood": "gloomy", "name": ""}'),
         ('{"age": 1', '{"age": 18, "name": "", "mood": "sad"}'),

@@ -79,6 +79,8 @@ def test_drafts_are_told_apart() -> None:
         ('{"name": "Ann", "name": "Bob"}', "", "'name' occurs twice"),
         ("NaN", "", "NaN is not JSON"),
         ("[" * 100_000, "", "recursion"),
+        ('{"name": "A\\ud800"}', "", "surrogates"),
+        ('{"name": "A", "\\uDFFF": 1}', "", "surrogates"),
         ("3", "", "not of type"),
         ("{}", "", "required"),
         ('{"name": "ann"}', "/name", "does not match"),
