@@ -106,6 +106,8 @@ class LaunchSpec:
         pooling: How token vectors become one; None for the model's own way.
         physical_batch: Tokens processed in one step; None for the engine's own default. A model
             that only embeds must take a whole input in one step.
+        prompt_cache_bytes: Most memory for prompts kept from earlier requests.
+        checkpoints: Most copies of a slot's state, for models that need them.
     """
 
     model_path: Path
@@ -128,6 +130,8 @@ class LaunchSpec:
     draft_model: Path | None = None
     chat_template: str | None = None
     physical_batch: int | None = None
+    prompt_cache_bytes: int | None = None
+    checkpoints: int | None = None
     extra_args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
 

@@ -77,6 +77,10 @@ def xllamacpp_command(spec: LaunchSpec, *, python: str, host: Path) -> EngineCom
     }
     if spec.physical_batch:
         params["n_batch"] = params["n_ubatch"] = spec.physical_batch
+    if spec.prompt_cache_bytes is not None:
+        params["cache_ram_mib"] = spec.prompt_cache_bytes >> 20
+    if spec.checkpoints is not None:
+        params["n_ctx_checkpoints"] = spec.checkpoints
     if spec.pooling:
         params["pooling_type"] = {"pooling": spec.pooling}
     if spec.mmproj:
@@ -183,6 +187,10 @@ def llama_server_command(
     if spec.physical_batch:
         argv.need("--batch-size", str(spec.physical_batch))
         argv.need("--ubatch-size", str(spec.physical_batch))
+    if spec.prompt_cache_bytes is not None:
+        argv.hint("--cache-ram", str(spec.prompt_cache_bytes >> 20))
+    if spec.checkpoints is not None:
+        argv.hint("--ctx-checkpoints", str(spec.checkpoints))
     asked_for: tuple[tuple[str, object, object], ...] = (
         ("--pooling", spec.pooling, None),
         ("--cache-type-k", spec.cache_type_k, "f16"),

@@ -20,13 +20,26 @@ _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 
 def read_log_line(line: str) -> LogFacts | None:
     """What a line says that any of the engines printed, or None when it says nothing we use."""
-    if line.startswith(HOST_MARK):
-        return _host_facts(line.removeprefix(HOST_MARK))
     if match := _LISTENING.search(line):
         return LogFacts(base_url=match[1])
-    if match := _OFFLOADED.search(line):
-        return LogFacts(layers_offloaded=int(match[1]), layers_total=int(match[2]))
-    return None
+    return _offloaded(line)
+
+
+def read_host_line(line: str) -> LogFacts | None:
+    """What a line says that our own host or the library inside it printed.
+
+    The two write to one pipe, and the library in pieces: a line of its may have another's digits
+    behind its port. So only the host's own words count, each written at once, wherever they begin.
+    """
+    _, mark, text = line.partition(HOST_MARK)
+    return _host_facts(text) if mark else _offloaded(line)
+
+
+def _offloaded(line: str) -> LogFacts | None:
+    match = _OFFLOADED.search(line)
+    if match is None:
+        return None
+    return LogFacts(layers_offloaded=int(match[1]), layers_total=int(match[2]))
 
 
 def _host_facts(text: str) -> LogFacts | None:
@@ -34,7 +47,11 @@ def _host_facts(text: str) -> LogFacts | None:
         facts = json.loads(text)
     except json.JSONDecodeError:
         return None
-    return LogFacts(version=facts.get("version"), devices=devices_from(facts.get("devices", ())))
+    return LogFacts(
+        base_url=facts.get("base_url"),
+        version=facts.get("version"),
+        devices=devices_from(facts.get("devices", ())),
+    )
 
 
 def devices_from(items: Sequence[Mapping[str, object]]) -> tuple[Device, ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from runtime.engines.base import EngineInfo
 from runtime.engines.commands import xllamacpp_command
 from runtime.engines.inspection import ask
-from runtime.engines.output import HOST_MARK, devices_from, read_log_line
+from runtime.engines.output import HOST_MARK, devices_from, read_host_line
 
 if TYPE_CHECKING:
     from runtime.engines.base import EngineCommand, EngineKind, LaunchSpec, LogFacts
@@ -80,4 +80,4 @@ class XllamacppEngine:
 
     def read_line(self, line: str) -> LogFacts | None:
         """What a line of its output says."""
-        return read_log_line(line)
+        return read_host_line(line)

@@ -99,7 +99,7 @@ def _decide(
     else:
         why = f"{physical} core{'s' if physical != 1 else ''}"
     if quota is not None and quota < threads:
-        threads = max(1, int(quota))
+        threads = int(quota)
         why = f"the control group's CPU quota is worth {quota:g} of {physical} cores"
     return CpuBudget(
         physical_cores=physical,

@@ -19,6 +19,7 @@ from runtime.memo import file_identity
 from runtime.server.logs import forget_old_logs
 from runtime.settings import directories, private_folder
 from runtime.store.gguf import read_facts
+from runtime.store.memory_plan import DEFAULT_BATCH
 from runtime.store.sizing import size_launch
 
 if TYPE_CHECKING:
@@ -123,7 +124,9 @@ def plan_launch(
         mmproj=mmproj,
         draft_model=draft,
         chat_template=config.chat_template,
-        physical_batch=request.batch if facts.is_embedding_model else None,
+        physical_batch=request.batch if request.batch != DEFAULT_BATCH else None,
+        prompt_cache_bytes=sizes.elastic.prompt_cache_bytes,
+        checkpoints=sizes.elastic.checkpoints,
         extra_args=config.extra_args,
         env=dict(config.env),
     )

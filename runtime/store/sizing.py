@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from runtime.hardware import memory
 from runtime.settings import DEFAULT_CTX_SIZE
-from runtime.store.fit import ALL_LAYERS, PlanRequest, check_fits, fit_sizes
+from runtime.store.fit import ALL_LAYERS, PlanRequest, check_fits, elastic_limits, fit_sizes
 from runtime.store.gguf import read_facts
 from runtime.store.memory_plan import DEFAULT_BATCH
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from runtime.settings import ServerConfig
+    from runtime.store.fit import ElasticLimits
     from runtime.store.gguf import ModelFacts
     from runtime.store.memory_plan import MemoryPlan
 
@@ -27,10 +28,12 @@ class Sizes:
     Attributes:
         plan: What it will take; its request holds context, slots and batch.
         why: Why the context has this size, one sentence.
+        elastic: Limits for what the engine keeps as long as there is room.
     """
 
     plan: MemoryPlan
     why: str
+    elastic: ElasticLimits
 
 
 def size_launch(
@@ -82,7 +85,11 @@ def size_launch(
     if gpu_layers == 0:
         # What the engine will put on a GPU is known only once it has looked at it.
         check_fits(found.plan, has)
-    return Sizes(plan=found.plan, why=found.why if "auto" in (ctx_size, slots) else why)
+    return Sizes(
+        plan=found.plan,
+        why=found.why if "auto" in (ctx_size, slots) else why,
+        elastic=elastic_limits(found.plan, has),
+    )
 
 
 def _wanted_context(config: ServerConfig, facts: ModelFacts) -> tuple[int | Literal["auto"], str]:
@@ -102,6 +109,8 @@ def _wanted_context(config: ServerConfig, facts: ModelFacts) -> tuple[int | Lite
 def _largest_batch(config: ServerConfig, facts: ModelFacts) -> int:
     """Tokens computed at once. A model that only embeds must see a whole input at once."""
     if not facts.is_embedding_model:
-        return DEFAULT_BATCH
+        slots = config.parallel if isinstance(config.parallel, int) else 1
+        # llama.cpp aborts when it serves embeddings and its batch is no multiple of the slots.
+        return DEFAULT_BATCH // slots * slots if config.embeddings else DEFAULT_BATCH
     wanted = config.ctx_size if isinstance(config.ctx_size, int) else DEFAULT_CTX_SIZE
     return min(wanted, facts.context_train or wanted)

@@ -74,6 +74,19 @@ def test_start_use_and_stop(
     wait_until("the engine is gone", lambda: not psutil.pid_exists(pid), timeout_s=1)
 
 
+@pytest.mark.parametrize("parallel", [3, 7])
+def test_any_number_of_slots_serves_chat_and_embeddings(
+    manager_for: ManagerFactory,
+    tiny_model_path: Path,
+    engine_options: dict[str, Any],
+    parallel: int,
+) -> None:
+    """llama.cpp aborts when its batch is no multiple of the slots and it serves embeddings."""
+    options = {"model": str(tiny_model_path), "ctx_size": 256, "parallel": parallel}
+    with manager_for(**options, **engine_options) as manager:
+        assert chat(manager)
+
+
 def test_the_default_engine_has_what_the_others_may_lack(
     manager_for: ManagerFactory, tiny_model_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from runtime.engines.commands import (
 )
 from runtime.engines.detect import choose, engines, place
 from runtime.engines.llama_server import LlamaServerEngine
-from runtime.engines.output import help_flags, listed_devices, read_log_line
+from runtime.engines.output import help_flags, listed_devices, read_host_line, read_log_line
 from runtime.errors import ConfigError, EngineNotInstalledError, LLMCapabilityError
 from runtime.settings import ServerConfig
 
@@ -128,6 +128,25 @@ def test_llama_cpp_python_refuses_what_it_lacks() -> None:
 def test_the_listening_line_of_each_engine(line: str, url: int | None) -> None:
     facts: LogFacts | None = read_log_line(line)
     assert (facts.base_url if facts else None) == (url and f"http://127.0.0.1:{url}")
+
+
+def test_only_the_host_s_own_word_tells_where_xllamacpp_listens() -> None:
+    """The library's line may have run into the next one: port 42033 read as 420330."""
+    assert read_host_line("srv init: listening on http://127.0.0.1:420330.00.889 I srv") is None
+    facts = read_host_line('0.00.5 I srv  in@llama-runtime {"base_url": "http://127.0.0.1:42033"}')
+    assert facts
+    assert facts.base_url == "http://127.0.0.1:42033"
+    loading = read_host_line('@llama-runtime {"version": "1", "devices": [{"name": "CPU"}]}')
+    assert loading
+    assert (loading.version, loading.base_url, len(loading.devices)) == ("1", None, 1)
+
+
+def test_what_the_engine_may_keep_is_bounded() -> None:
+    spec = replace(SPEC, prompt_cache_bytes=100 << 20, checkpoints=3)
+    params = json.loads(xllamacpp_command(spec, python="p", host=Path("h")).stdin)
+    assert (params["cache_ram_mib"], params["n_ctx_checkpoints"]) == (100, 3)
+    native = pairs(llama_server_command(spec, binary=BINARY, flags=FLAGS))
+    assert "--cache-ram 100 --ctx-checkpoints 3" in native
 
 
 def test_offloaded_layers_and_devices_are_read() -> None:

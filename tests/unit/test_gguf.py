@@ -10,10 +10,12 @@ import time
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
+import gguf
 import pytest
 
 from runtime.errors import ModelFormatError, ModelNotFoundError, StorageError
 from runtime.store.gguf import read_facts, shard_paths
+from runtime.store.gguf_types import FILE_TYPES, TENSOR_TYPES
 from tests.unit.gguf_files import (
     ARRAY,
     BOOL,
@@ -220,6 +222,27 @@ def test_long_texts_and_lists_are_stepped_over(path: Path) -> None:
     assert "note" not in facts.hyperparameters
     assert "long" not in facts.hyperparameters
     assert facts.chat_template == "t" * 300_000
+
+
+def test_tensor_types_are_those_of_the_gguf_package() -> None:
+    known = {
+        int(kind): (kind.name, *gguf.GGML_QUANT_SIZES[kind])
+        for kind in gguf.GGMLQuantizationType
+        if kind.name != "Q8_1"  # the package has 40 bytes where ggml-common.h has 36
+    }
+
+    assert known
+    assert {number: TENSOR_TYPES[number] for number in known} == known
+
+
+def test_file_types_are_those_of_the_gguf_package() -> None:
+    known = {
+        int(kind): kind.name.removeprefix("MOSTLY_").removeprefix("ALL_")
+        for kind in gguf.LlamaFileType
+        if kind.name != "GUESSED"
+    }
+
+    assert {number: FILE_TYPES[number] for number in known} == known
 
 
 # --- what is no model ---------------------------------------------------------------------------

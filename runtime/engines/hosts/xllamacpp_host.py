@@ -113,7 +113,7 @@ def main() -> int:
     except RuntimeError as exc:
         return fail(str(exc))
     # Some builds log this line themselves, others do not: the owner acts on the first it sees.
-    say(f"listening on {server.listening_address}")
+    say(MARK + json.dumps({"base_url": server.listening_address}))
     while sys.stdin.buffer.read(4096):
         pass
     os._exit(0)  # the owner is gone: no one is left to wait for an orderly end
