@@ -20,16 +20,17 @@ from runtime.engines.base import Endpoint
 from runtime.errors import EngineStartError, LLMError, LLMProviderError
 from runtime.hardware import oom_kills
 from runtime.server import lifecycle, probe
-from runtime.server.diagnosis import Diagnosis, diagnose, ending, signal_name
+from runtime.server.diagnosis import TEMPLATE_HINT, Diagnosis, diagnose, ending, signal_name
 from runtime.server.launcher import EngineProcess, ExecFailed, Exited, Spawned
 from runtime.server.lifecycle import Event, State, Transition
 from runtime.server.logs import LogTail
 from runtime.server.loop import Loop
+from runtime.server.templates import LOOK_S, TemplateGuard, begins, fingerprint
 from runtime.server.view import LastExit, View
 from runtime.server.watchdog import Watchdog, first_step_s, slots_at_work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from runtime.engines.base import EngineCapabilities
     from runtime.server.plan import LaunchPlan
@@ -59,6 +60,7 @@ class Supervisor:
         *,
         replan: Callable[[], LaunchPlan],
         on_change: Callable[[View], None],
+        mark: Mapping[str, str],
     ) -> None:
         """Prepare; no thread runs before :meth:`begin`.
 
@@ -66,10 +68,12 @@ class Supervisor:
             config: The server's configuration.
             replan: Decides the next launch before a restart, from what is on disk then.
             on_change: Called in the supervisor's thread with each new view.
+            mark: Environment variables that tell the engine's process as this server's.
         """
         self._config = config
         self._replan = replan
         self._on_change = on_change
+        self._mark = mark
         self._view = View()
         self._changed = threading.Condition()
         self._loop = Loop("llama-runtime-supervisor", on_defect=self._abandon)
@@ -215,7 +219,7 @@ class Supervisor:
             log_path=plan.log_path,
         )
         try:
-            process = EngineProcess(plan.command, log_path=plan.log_path)
+            process = EngineProcess(plan.command, log_path=plan.log_path, mark=self._mark)
         except EngineStartError as exc:
             self._step(Event.DOOMED, exc.message, error=exc)
             return
@@ -263,6 +267,8 @@ class Supervisor:
         if self._view.state not in {State.STARTING, State.LOADING} or plan is None:
             return  # what a serving engine prints is for the log
         for line in lines:
+            if begins(line):
+                self._guard_template()
             facts = plan.choice.engine.read_line(line)
             if facts is None:
                 continue
@@ -273,6 +279,29 @@ class Supervisor:
             if facts.base_url is not None and self._candidate is None:
                 self._candidate = facts.base_url
                 self._confirm()
+
+    def _guard_template(self) -> None:
+        """From here to ready the engine is at its chat template, which may be anything."""
+        if self._process is not None and self._process.pid is not None:
+            pid = self._process.pid
+            guard = TemplateGuard(cpu_s=_cpu_seconds(pid), rss_bytes=_rss_bytes(pid))
+            self._loop.after(LOOK_S, "template", lambda: self._look_at_template(guard))
+
+    def _look_at_template(self, guard: TemplateGuard) -> None:
+        process, plan = self._process, self._view.plan
+        if process is None or process.pid is None or plan is None or self._candidate is not None:
+            return
+        wrong = guard.look(cpu_s=_cpu_seconds(process.pid), rss_bytes=_rss_bytes(process.pid))
+        if wrong is None:
+            self._loop.after(LOOK_S, "template", lambda: self._look_at_template(guard))
+            return
+        self._fail_start("bad_template", f"{self._template_name(plan)} {wrong}.", TEMPLATE_HINT)
+
+    def _template_name(self, plan: LaunchPlan) -> str:
+        if self._config.chat_template is not None:
+            return "The chat template given in the settings"
+        mark = fingerprint(plan.facts.chat_template)
+        return "The model's chat template" + (f" (sha256 {mark[:12]}…)" if mark else "")
 
     def _confirm(self) -> None:
         """The engine says that it listens: see for ourselves."""
@@ -509,6 +538,13 @@ class Supervisor:
             self._do_unresolved(exc)
             return
         self._launch(plan)
+
+
+def _rss_bytes(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
 
 
 def _cpu_seconds(pid: int) -> float:
