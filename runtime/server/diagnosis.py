@@ -97,6 +97,13 @@ _SIGNS: Final = (
         _SMALLER,
     ),
     _sign(
+        # What glibc's std::thread throws under a limit of processes or of address space.
+        r"what\(\):\s+Resource temporarily unavailable",
+        "no_process",
+        "the system allows it no further thread",
+        "Close programs, or raise the limits of processes and memory (ulimit -u, ulimit -v).",
+    ),
+    _sign(
         r"failed to parse .*chat template|chat template .*(?:error|fail|not supported)",
         "bad_template",
         "the model's chat template does not work",
