@@ -150,10 +150,11 @@ def _is_engine_of(record: ServerRecord, pid: int) -> bool:
 
 
 def _all() -> Iterator[tuple[Path, ServerRecord | None]]:
-    folder = directories().servers
-    if not folder.is_dir():
+    try:
+        paths = list(directories().servers.glob("*.json"))
+    except OSError:  # no such folder, or one that nobody may read: then nothing is known
         return
-    for path in folder.glob("*.json"):
+    for path in paths:
         try:
             yield path, ServerRecord(**json.loads(path.read_text("utf-8")))
         except (OSError, ValueError, TypeError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from runtime import LlamaClient
 from runtime.errors import EngineStartError, LLMError, LLMProviderError
 from runtime.server.lifecycle import State
 from runtime.server.probe import ask
-from tests.conftest import wait_until
+from tests.conftest import is_gone, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -196,3 +198,39 @@ def test_many_threads_get_their_endpoint_over_a_crash(fake_manager: FakeFactory)
         thread.join(30)
     assert not problems
     wait_until("it is ready again", lambda: manager.pid not in {None, first})
+
+
+@pytest.mark.faults(
+    "keeper SIGSTOP, then a stop", "stopped", "the keeper is killed, the engine too"
+)
+def test_a_keeper_that_does_not_obey(fake_manager: FakeFactory) -> None:
+    manager = fake_manager(options={"stop_grace_s": 0.3}).start()
+    engine, keeper = manager.pid, manager.snapshot().keeper_pid
+    assert engine
+    assert keeper
+    os.kill(keeper, signal.SIGSTOP)
+    manager.stop()
+    assert manager.state is State.STOPPED
+    wait_until("both are gone", lambda: is_gone(engine) and is_gone(keeper))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.faults("another user looks for the key", "ready", "Permission denied")
+def test_another_user_cannot_read_the_key(fake_manager: FakeFactory, saw: Saw) -> None:
+    """llama-server takes it from its environment, which only its own user may read."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    manager = fake_manager().start()
+    seen = subprocess.run(
+        ["/bin/cat", f"/proc/{manager.pid}/environ"],
+        user=65534,
+        capture_output=True,
+        text=True,
+        env={"LC_ALL": "C"},
+        check=False,
+    )
+    assert seen.stdout == ""
+    assert "Permission denied" in seen.stderr
+    saw(seen.stderr)
+    assert manager.api_key
+    assert manager.api_key in psutil.Process(manager.pid).environ().values()

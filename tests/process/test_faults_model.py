@@ -4,23 +4,25 @@ that the look at the file can keep from it.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import random
 import struct
 import subprocess
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import pytest
 
+import runtime.server
 from runtime.errors import LLMError, ModelFormatError
 from runtime.server.lifecycle import State
 from tests.conftest import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from runtime.server.manager import ServerManager
     from tests.conftest import FakeFactory
@@ -178,3 +180,21 @@ def test_a_gigabyte_of_log(fake_manager: FakeFactory, isolated_home: Path) -> No
     written = sum(path.stat().st_size for path in isolated_home.rglob("*.log*"))
     assert written < 25 << 20
     assert manager.health().ok
+
+
+@pytest.mark.faults("wall clock set by a day", "unchanged", "no decision reads the wall clock")
+def test_nothing_in_the_supervision_reads_the_wall_clock() -> None:
+    """Only root could set it, for everyone: so the source is asked instead.
+
+    ``datetime.now`` names log files and stamps what is shown; ``st_mtime`` orders log files.
+    """
+    folder = Path(runtime.server.__file__).parent
+    seen = {
+        f"{path.name}:{node.lineno}"
+        for path in folder.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and (node.value.id, node.attr) in {("time", "time"), ("time", "time_ns")}
+    }
+    assert seen == set()

@@ -465,6 +465,24 @@ def test_the_key_is_nowhere_and_the_port_on_loopback_only(
     assert manager.api_key != key, "a new key for each start"
 
 
+@pytest.mark.faults("xllamacpp: a canary in prompt and answer", "ready", "in no file, in no log")
+def test_a_prompt_is_written_nowhere(
+    tiny_model_path: Path, isolated_home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    with LlamaClient(str(tiny_model_path), **ENGINE) as client:
+        client.chat("canary-prompt-4711", params=LLMChatParams(max_tokens=4))
+        client.count_tokens("canary-prompt-4711")
+        server = client.server
+        assert server is not None
+        assert "canary" not in " ".join(server.logs(400))
+        assert "canary" not in json.dumps(server.snapshot().to_dict())
+    for path in isolated_home.rglob("*"):
+        if path.is_file():
+            assert b"canary" not in path.read_bytes(), path
+    assert "canary" not in caplog.text
+
+
 # --- the world -----------------------------------------------------------------------------
 
 
