@@ -27,12 +27,11 @@ from runtime.server.logs import LogTail
 from runtime.server.loop import Loop
 from runtime.server.templates import LOOK_S, TemplateGuard, begins, fingerprint
 from runtime.server.view import LastExit, View
-from runtime.server.watchdog import Watchdog, first_step_s, slots_at_work
+from runtime.server.watchdog import Watchdog, first_step_s, latest_task, slots_at_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from runtime.engines.base import EngineCapabilities
     from runtime.server.plan import LaunchPlan
     from runtime.settings import ServerConfig
 
@@ -85,6 +84,8 @@ class Supervisor:
         self._doom: EngineStartError | None = None
         self._watchdog: Watchdog | None = None
         self._held_endpoint: Endpoint | None = None
+        self._tasks_before = -1
+        self._has_answered = False
         self._wedged: str | None = None
         self._oom_kills = 0
         self.tail = LogTail()
@@ -339,7 +340,17 @@ class Supervisor:
             engine_file=info.path,
             embeddings=spec.embeddings,
         )
+        endpoint = Endpoint(
+            base_url=url,
+            api_key=spec.api_key,
+            kind=plan.choice.engine.kind,
+            model=model,
+            capabilities=properties.capabilities,
+            context_tokens=properties.slot_ctx or spec.slot_ctx,
+            generation=self._view.generation + 1,
+        )
         self._loop.cancel_timers()
+        self._begin_watch(plan, endpoint)  # before anyone can send it a request
         self._ready_s = time.monotonic()
         self._was_ready = True
         self._step(
@@ -347,23 +358,18 @@ class Supervisor:
             f"listens on {url} and answers",
             ready_at=Provenance.now_iso(),
             properties=properties,
-            endpoint=Endpoint(
-                base_url=url,
-                api_key=spec.api_key,
-                kind=plan.choice.engine.kind,
-                model=model,
-                capabilities=properties.capabilities,
-                context_tokens=properties.slot_ctx or spec.slot_ctx,
-                generation=self._view.generation + 1,
-            ),
+            endpoint=endpoint,
         )
 
-        self._begin_watch(plan, properties.capabilities)
-
-    def _begin_watch(self, plan: LaunchPlan, able: EngineCapabilities) -> None:
+    def _begin_watch(self, plan: LaunchPlan, endpoint: Endpoint) -> None:
         self._watchdog = None
-        if not able.slots:
+        self._has_answered = (
+            not endpoint.capabilities.slots
+        )  # an engine that does not show it is trusted
+        if not endpoint.capabilities.slots:
             return  # this engine does not show its progress: the client's own deadlines remain
+        # What it was tried with before it was ready is no answer to anyone.
+        self._tasks_before = latest_task(self._ask_slots(endpoint).body)
         self._watchdog = Watchdog(
             floor_s=self._config.wedge_timeout_s,
             first_step_s=first_step_s(
@@ -372,6 +378,11 @@ class Supervisor:
             now_s=time.monotonic(),
         )
         self._watch_again()
+
+    def _ask_slots(self, endpoint: Endpoint) -> probe.Reply:
+        return probe.ask(
+            endpoint.base_url, "/slots", api_key=endpoint.api_key, timeout_s=LOOK_TIMEOUT_S
+        )
 
     def _watch_again(self) -> None:
         working = self._watchdog is not None and self._watchdog.working
@@ -386,9 +397,8 @@ class Supervisor:
         endpoint = view.endpoint or self._held_endpoint
         if dog is None or process is None or process.pid is None or endpoint is None:
             return
-        reply = probe.ask(
-            endpoint.base_url, "/slots", api_key=endpoint.api_key, timeout_s=LOOK_TIMEOUT_S
-        )
+        reply = self._ask_slots(endpoint)
+        self._has_answered |= latest_task(reply.body) > self._tasks_before
         now = time.monotonic()
         verdict = dog.look(
             now_s=now, cpu_s=_cpu_seconds(process.pid), slots=slots_at_work(reply.body)
@@ -510,7 +520,9 @@ class Supervisor:
     ) -> None:
         """Restart, or fail."""
         now = time.monotonic()
-        ready_for_s = now - self._ready_s if self._ready_s is not None else None
+        # One that was ready for long but never gave an answer has proven nothing.
+        proven = self._ready_s is not None and self._has_answered
+        ready_for_s = now - self._ready_s if proven and self._ready_s is not None else None
         policy = self._config.restart
         delay_s = None
         if self._was_ready and not repeats:

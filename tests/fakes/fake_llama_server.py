@@ -77,6 +77,8 @@ class Handler(BaseHTTPRequestHandler):
     def _slot(self) -> dict[str, object]:
         """Idle, or at work on something whose tokens stand still for a while or for ever."""
         served_s = time.monotonic() - LOADED_AT
+        if served_s > FAKE.get("answered_from_s", 1e9):
+            return {"id": 0, "is_processing": False, "id_task": 7}
         if not FAKE.get("stuck_from_s", 1e9) <= served_s < FAKE.get("stuck_until_s", 1e9):
             return {"id": 0, "is_processing": False}
         return {

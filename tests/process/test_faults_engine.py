@@ -18,6 +18,7 @@ from runtime import LlamaClient
 from runtime.errors import EngineStartError, LLMError, LLMProviderError
 from runtime.server.lifecycle import State
 from runtime.server.probe import ask
+from runtime.settings import RestartPolicy
 from tests.conftest import is_gone, wait_until
 
 if TYPE_CHECKING:
@@ -234,3 +235,22 @@ def test_another_user_cannot_read_the_key(fake_manager: FakeFactory, saw: Saw) -
     saw(seen.stderr)
     assert manager.api_key
     assert manager.api_key in psutil.Process(manager.pid).environ().values()
+
+
+@pytest.mark.parametrize(("fake", "restarts"), [({}, 1), ({"answered_from_s": 0.3}, 3)])
+@pytest.mark.faults("crashes after a stable time, without and with an answer", "failed", "budget")
+def test_only_a_real_answer_makes_the_budget_new(
+    fake_manager: FakeFactory, fake: dict[str, Any], restarts: int
+) -> None:
+    """An engine that is ready for long and dies before it answers anything is a crash loop."""
+    policy = RestartPolicy(max_restarts=1, stable_after_s=0.6, backoff_base_s=0.01)
+    options = {"restart": policy, "wedge_timeout_s": 0.4}
+    manager = fake_manager(die_after_s=1.2, options=options, **fake).start()
+    wait_until(
+        "it has been restarted so often, or is failed",
+        lambda: manager.snapshot().restarts >= restarts or manager.state is State.FAILED,
+        timeout_s=20,
+    )
+    if not fake:
+        wait_until("it is failed", lambda: manager.state is State.FAILED)
+    assert manager.snapshot().restarts >= restarts

@@ -37,6 +37,7 @@ REAP_S = 2.0  # 15 to 60 ms on an idle machine
 OWNER = """
 import json, logging, multiprocessing, os, signal, sys, threading, time
 options, how = json.loads(sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from runtime.server.manager import ServerManager
 from runtime.settings import ServerConfig
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
@@ -54,21 +55,23 @@ if how == "child first":
     child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0,))
     child.start()
     child.join()
-print("PIDS", manager.pid, manager.snapshot().keeper_pid, flush=True)
-if how == "exception":
-    raise RuntimeError("nobody caught this")
-if how == "exit":
-    sys.exit(3)
-if how == "stop":
-    manager.stop()
+pids = f"PIDS {manager.pid} {manager.snapshot().keeper_pid}"
 if how == "group":
     try:
+        print(pids, flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         print("STATE", manager.state, manager.pid, flush=True)
         manager.stop()
         print("STATE", manager.state, flush=True)
         sys.exit(0)
+print(pids, flush=True)
+if how == "exception":
+    raise RuntimeError("nobody caught this")
+if how == "exit":
+    sys.exit(3)
+if how == "stop":
+    manager.stop()
 while True:
     time.sleep(60)
 """
