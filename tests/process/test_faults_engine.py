@@ -238,7 +238,9 @@ def test_another_user_cannot_read_the_key(fake_manager: FakeFactory, saw: Saw) -
 
 
 @pytest.mark.parametrize(("fake", "restarts"), [({}, 1), ({"answered_from_s": 0.3}, 3)])
-@pytest.mark.faults("crashes after a stable time, without and with an answer", "failed", "budget")
+@pytest.mark.faults(
+    "crashes after a stable time, without and with an answer", "failed", "budget", long=True
+)
 def test_only_a_real_answer_makes_the_budget_new(
     fake_manager: FakeFactory, fake: dict[str, Any], restarts: int
 ) -> None:

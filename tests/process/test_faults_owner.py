@@ -182,7 +182,7 @@ def test_keeper_and_owner_killed_together(own: Any) -> None:
         owner.expect_gone()
 
 
-@pytest.mark.faults("owner and keeper stopped, both killed", "nothing left", "no orphan")
+@pytest.mark.faults("owner and keeper stopped, both killed", "nothing left", "no orphan", long=True)
 def test_a_stopped_keeper_and_its_owner_killed(own: Any) -> None:
     with own() as owner:
         owner.wait_ready()

@@ -120,7 +120,7 @@ def test_killed_while_loading(real: Callable[..., ServerManager], saw: Saw) -> N
     assert is_gone(pid)
 
 
-@pytest.mark.faults("xllamacpp: SIGSTOP in mid-request", "ready", "no token has moved")
+@pytest.mark.faults("xllamacpp: SIGSTOP in mid-request", "ready", "no token has moved", long=True)
 def test_stopped_at_work(real: Callable[..., ServerManager], saw: Saw) -> None:
     manager = real(wedge_timeout_s=2.0).start()
     first = manager.pid
@@ -212,7 +212,7 @@ def test_model_deleted_while_serving(
 
 
 @pytest.mark.faults(
-    "xllamacpp: 1 MiB of random bytes in the tensors", "ready", "only the hash tells"
+    "xllamacpp: 1 MiB of random bytes in the tensors", "ready", "only the hash tells", long=True
 )
 def test_random_bytes_in_tensors_are_not_seen_by_the_engine(
     real: Callable[..., ServerManager], tiny_model_path: Path, tmp_path: Path, saw: Saw
