@@ -269,7 +269,7 @@ class Supervisor:
             return  # what a serving engine prints is for the log
         for line in lines:
             if begins(line):
-                self._guard_template()
+                self._guard_template(plan)
             facts = plan.choice.engine.read_line(line)
             if facts is None:
                 continue
@@ -281,11 +281,17 @@ class Supervisor:
                 self._candidate = facts.base_url
                 self._confirm()
 
-    def _guard_template(self) -> None:
+    def _guard_template(self, plan: LaunchPlan) -> None:
         """From here to ready the engine is at its chat template, which may be anything."""
         if self._process is not None and self._process.pid is not None:
             pid = self._process.pid
-            guard = TemplateGuard(cpu_s=_cpu_seconds(pid), rss_bytes=_rss_bytes(pid))
+            # Contexts of a draft model are made for each slot after that line.
+            more = plan.spec.draft_model is not None or plan.spec.mmproj is not None
+            guard = TemplateGuard(
+                cpu_s=_cpu_seconds(pid),
+                rss_bytes=_rss_bytes(pid),
+                expected_bytes=plan.memory.resident_bytes if more else 0,
+            )
             self._loop.after(LOOK_S, "template", lambda: self._look_at_template(guard))
 
     def _look_at_template(self, guard: TemplateGuard) -> None:

@@ -47,20 +47,22 @@ def was_last(log_tail: Sequence[str]) -> bool:
 class TemplateGuard:
     """Judges an engine from the moment it takes up its template until it is ready."""
 
-    def __init__(self, *, cpu_s: float, rss_bytes: int) -> None:
+    def __init__(self, *, cpu_s: float, rss_bytes: int, expected_bytes: int = 0) -> None:
         """Begin.
 
         Args:
             cpu_s: Processor time it has used so far.
             rss_bytes: Memory it has so far.
+            expected_bytes: What it may yet take for something else, such as a draft model.
         """
         self._cpu_s = cpu_s
         self._rss_bytes = rss_bytes
+        self._limit_bytes = GROWTH_LIMIT_BYTES + expected_bytes
 
     def look(self, *, cpu_s: float, rss_bytes: int) -> str | None:
         """What is wrong, in words, or None. Counts processor time: a busy machine is no fault."""
         if cpu_s - self._cpu_s > CPU_LIMIT_S:
             return f"has run for {cpu_s - self._cpu_s:.0f} s of processor time without an end"
-        if rss_bytes - self._rss_bytes > GROWTH_LIMIT_BYTES:
+        if rss_bytes - self._rss_bytes > self._limit_bytes:
             return f"has taken {(rss_bytes - self._rss_bytes) / 1e9:.1f} GB of memory"
         return None

@@ -66,6 +66,12 @@ def test_the_guard_counts_from_where_it_began() -> None:
     assert "memory" in str(guard.look(cpu_s=100.0, rss_bytes=(23 << 30)))
 
 
+def test_what_is_expected_besides_is_no_fault_of_the_template() -> None:
+    guard = TemplateGuard(cpu_s=0.0, rss_bytes=0, expected_bytes=1 << 30)
+    assert guard.look(cpu_s=0.0, rss_bytes=GROWTH_LIMIT_BYTES + (1 << 30)) is None
+    assert guard.look(cpu_s=0.0, rss_bytes=GROWTH_LIMIT_BYTES + (1 << 30) + 1) is not None
+
+
 def test_a_fingerprint_is_the_sha256_of_the_text() -> None:
     assert fingerprint(None) is None
     assert fingerprint("é") == hashlib.sha256("é".encode()).hexdigest()
