@@ -7,7 +7,7 @@ MODEL ?= smollm2-135m
 PORT ?= 8080
 PYTEST_ARGS ?=
 
-.PHONY: help install serve chat test test-fast test-newer test-engines lint types check bench clean
+.PHONY: help install serve chat test test-fast test-newer test-engines test-faults lint types check bench clean
 .DEFAULT_GOAL := help
 
 help: ## Show what there is to do
@@ -47,6 +47,9 @@ test-newer: ## Run the fast tests on the newest other Python, where there is one
 
 test-engines: ## Build llama-cpp-python and run the engine tests on every engine
 	@scripts/test_engines.sh $(PYTEST_ARGS)
+
+test-faults: install ## Run the whole fault battery and print its table
+	@FAULTS=all $(BIN)/python -m pytest -m faults tests/process $(PYTEST_ARGS)
 
 lint: install ## Style, imports, layers
 	@$(BIN)/ruff check .

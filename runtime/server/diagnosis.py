@@ -7,6 +7,8 @@ import signal as signals
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from runtime.server import templates
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -44,6 +46,8 @@ def _sign(pattern: str, code: str, sentence: str, hint: str | None) -> _Sign:
 _SMALLER: Final = (
     "Lower ctx_size or parallel, quantize the cache (cache_type_k='q8_0'), or use a smaller model."
 )
+
+TEMPLATE_HINT: Final = "Give a working one with chat_template=…, or use another file of this model."
 
 # In this order: the more telling first. Each text was printed by one of the engines.
 _SIGNS: Final = (
@@ -93,10 +97,17 @@ _SIGNS: Final = (
         _SMALLER,
     ),
     _sign(
+        # What glibc's std::thread throws under a limit of processes or of address space.
+        r"what\(\):\s+Resource temporarily unavailable",
+        "no_process",
+        "the system allows it no further thread",
+        "Close programs, or raise the limits of processes and memory (ulimit -u, ulimit -v).",
+    ),
+    _sign(
         r"failed to parse .*chat template|chat template .*(?:error|fail|not supported)",
         "bad_template",
         "the model's chat template does not work",
-        "Give a working one with chat_template=…, or use another file of this model.",
+        TEMPLATE_HINT,
     ),
 )
 
@@ -134,6 +145,13 @@ def diagnose(
             if sign.pattern.search(text):
                 return sign.diagnosis
     if by_signal is not None:
+        if not was_ready and by_signal.code == "crashed" and templates.was_last(log_tail):
+            return Diagnosis(
+                code="bad_template",
+                sentence="it crashed over the model's chat template",
+                hint=TEMPLATE_HINT,
+                repeats=True,
+            )
         return by_signal
     if code == 127:
         return Diagnosis(

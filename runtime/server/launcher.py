@@ -15,6 +15,8 @@ from runtime.engines.inspection import clean_environment
 from runtime.errors import EngineStartError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from runtime.engines.base import EngineCommand
 
 _KEEPER = Path(__file__).with_name("keeper.py")
@@ -63,15 +65,17 @@ class EngineProcess:
         output_fd: Readable when :meth:`read_output` has something.
     """
 
-    def __init__(self, command: EngineCommand, *, log_path: Path | None) -> None:
-        """Start the keeper, which starts the engine.
+    def __init__(
+        self, command: EngineCommand, *, log_path: Path | None, mark: Mapping[str, str]
+    ) -> None:
+        """Start the keeper, which starts the engine with ``mark`` in its environment.
 
         Raises:
             EngineStartError: The system allows no further process or descriptor.
         """
         task = {
             "argv": list(command.argv),
-            "env": clean_environment(command.env),
+            "env": {**clean_environment(command.env), **mark},
             "stdin": command.stdin.decode(),
             "owner_pid": os.getpid(),
             "log_path": str(log_path) if log_path else None,

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LIVE: weakref.WeakSet[ServerManager] = weakref.WeakSet()
+# Not every passing state: each is a file written.
+_RECORDED_STATES = frozenset({State.LOADING, State.READY, State.BACKOFF})
 STOP_MARGIN_S = 5.0
 HEALTH_TIMEOUT_S = 2.0
 
@@ -81,7 +83,12 @@ class ServerManager:
         self._restart_lock = threading.Lock()
         self._record_name = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._recorded: tuple[object, ...] | None = None
-        self._supervisor = Supervisor(config, replan=self._replan, on_change=self._record)
+        self._supervisor = Supervisor(
+            config,
+            replan=self._replan,
+            on_change=self._record,
+            mark={registry.MARK: self._record_name},
+        )
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -263,6 +270,7 @@ class ServerManager:
     def _plan_first(self) -> LaunchPlan:
         from runtime.store import ModelStore  # noqa: PLC0415 - its libraries load when needed
 
+        registry.reap_leftovers()
         refuse_taken_port(self.config.host, self.config.port)
         self._key = self.config.api_key if self.config.api_key is not None else new_key()
         self._key = self._key or None
@@ -291,7 +299,7 @@ class ServerManager:
                 self._recorded = None
             return
         facts = (view.state, view.pid, view.endpoint)
-        if facts == self._recorded or view.state not in {State.READY, State.BACKOFF}:
+        if facts == self._recorded or view.state not in _RECORDED_STATES:
             return
         self._recorded = facts
         record = registry.ServerRecord(
@@ -305,6 +313,7 @@ class ServerManager:
             base_url=view.endpoint.base_url if view.endpoint else None,
             state=view.state.value,
             started_at=view.started_at,
+            engine_birth=registry.birth(view.pid) if view.pid else None,
             log_path=str(view.log_path) if view.log_path else None,
         )
         try:

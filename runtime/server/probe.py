@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
+import io
 import json
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from runtime.engines.base import EngineCapabilities
 from runtime.memo import Memo, file_identity
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Mapping
     from pathlib import Path
 
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 
 PROBE_TIMEOUT_S = 1.0
 TRIAL_TIMEOUT_S = 5.0
+ANSWER_MAX_BYTES = 16 << 20
 _MEMO = "engine-build"
 
 
@@ -49,6 +54,39 @@ class Reply:
         return value
 
 
+class _Response(http.client.HTTPResponse):
+    """An answer that must be complete at an instant, not piece by piece."""
+
+    def __init__(self, deadline_s: float, sock: socket.socket, **options: Any) -> None:
+        super().__init__(sock, **options)
+        unbounded, self.fp = self.fp, io.BufferedReader(_Timed(sock, deadline_s))
+        unbounded.close()
+
+
+class _Timed(io.RawIOBase):
+    """A socket's bytes until an instant on the steady clock."""
+
+    def __init__(self, sock: socket.socket, deadline_s: float) -> None:
+        self._sock = sock
+        # http.client closes the socket before the answer is read: this keeps it open.
+        self._raw = sock.makefile("rb", buffering=0)
+        self._deadline_s = deadline_s
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left_s = self._deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(left_s)
+        return self._raw.readinto(buffer) or 0
+
+
 def ask(
     base_url: str,
     path: str,
@@ -57,9 +95,14 @@ def ask(
     body: Mapping[str, object] | None = None,
     timeout_s: float = PROBE_TIMEOUT_S,
 ) -> Reply:
-    """One question, one answer; a failure is a fact, not an exception."""
+    """One question, one answer; a failure is a fact, not an exception.
+
+    ``timeout_s`` is for all of it: an engine that sends a byte now and then gets no more.
+    """
+    deadline_s = time.monotonic() + timeout_s
     parts = urlsplit(base_url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
+    connection.response_class = functools.partial(_Response, deadline_s)  # type: ignore[assignment]
     headers = {"Connection": "close"}
     if api_key:
         headers["Authorization"] = f"Bearer {api_key}"
@@ -70,11 +113,14 @@ def ask(
     try:
         connection.request("POST" if data else "GET", path, body=data, headers=headers)
         response = connection.getresponse()
-        text = response.read().decode("utf-8", "replace")
+        data_read = response.read(ANSWER_MAX_BYTES + 1)
     except (OSError, http.client.HTTPException) as exc:
         return Reply(status=0, problem=str(exc) or type(exc).__name__)
     finally:
         connection.close()
+    if len(data_read) > ANSWER_MAX_BYTES:
+        return Reply(status=0, problem=f"its answer is longer than {ANSWER_MAX_BYTES >> 20} MiB")
+    text = data_read.decode("utf-8", "replace")
     try:
         return Reply(status=response.status, body=json.loads(text))
     except json.JSONDecodeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import tempfile
 from dataclasses import asdict, dataclass
@@ -17,6 +18,12 @@ from runtime.settings import directories, private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+log = logging.getLogger(__name__)
+
+MARK = "RUNTIME_SERVER_NAME"
+"""Environment variable of an engine that names its server's record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +42,7 @@ class ServerRecord:
         state: Its state.
         started_at: When the engine process was started.
         log_path: The file with its output.
+        engine_birth: What tells the engine's process from a later one with the same id.
     """
 
     name: str
@@ -48,6 +56,7 @@ class ServerRecord:
     state: str
     started_at: str | None
     log_path: str | None
+    engine_birth: str | None = None
 
     @property
     def owner_lives(self) -> bool:
@@ -102,22 +111,50 @@ def erase(name: str) -> None:
 
 
 def running() -> tuple[ServerRecord, ...]:
-    """Servers whose owner lives, oldest first; files of dead owners are removed."""
-    found = []
-    for path, record in _all():
-        if record is not None and record.owner_lives:
-            found.append(record)
-        else:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+    """Servers that have been ready and whose owner lives, oldest first."""
+    reap_leftovers()
+    found = [record for _, record in _all() if record is not None and record.state != "loading"]
     return tuple(sorted(found, key=lambda record: record.started_at or ""))
 
 
+def reap_leftovers() -> tuple[int, ...]:
+    """End engines that owners left behind when they died; returns their process ids.
+
+    Their keepers do that long before, so there is nothing to do unless a keeper was killed on a
+    system where the kernel does not end its engine. What is ended is proven to be ours: the owner
+    is dead, and the process has the id, the birth and the mark that the owner wrote down. Anything
+    less certain is let live. Files of dead owners and unreadable ones are removed.
+    """
+    reaped = []
+    for path, record in _all():
+        if record is not None and record.owner_lives:
+            continue
+        pid = record.engine_pid if record is not None else None
+        if record is not None and pid is not None and _is_engine_of(record, pid):
+            with contextlib.suppress(psutil.Error):
+                psutil.Process(pid).kill()  # compares the time of creation once more
+                reaped.append(pid)
+                log.warning("ended process %d, the engine that a dead owner left", pid)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+    return tuple(reaped)
+
+
+def _is_engine_of(record: ServerRecord, pid: int) -> bool:
+    if record.engine_birth is None or birth(pid) != record.engine_birth:
+        return False
+    try:
+        return psutil.Process(pid).environ().get(MARK) == record.name
+    except psutil.Error:  # another user's, or gone
+        return False
+
+
 def _all() -> Iterator[tuple[Path, ServerRecord | None]]:
-    folder = directories().servers
-    if not folder.is_dir():
+    try:
+        paths = list(directories().servers.glob("*.json"))
+    except OSError:  # no such folder, or one that nobody may read: then nothing is known
         return
-    for path in folder.glob("*.json"):
+    for path in paths:
         try:
             yield path, ServerRecord(**json.loads(path.read_text("utf-8")))
         except (OSError, ValueError, TypeError):

@@ -13,6 +13,7 @@ import psutil
 from runtime.contracts import Provenance
 from runtime.server import probe
 from runtime.server.lifecycle import State
+from runtime.server.templates import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +48,7 @@ class ServerSnapshot:
         error: Why it failed.
         engine: ``kind``, ``version``, ``path``, ``capabilities``, ``why``.
         model: ``path``, ``architecture``, ``quantization``, ``parameters``, ``size_bytes``,
-            ``context_train``, ``reference``, ``source``.
+            ``context_train``, ``reference``, ``source``, ``chat_template_sha256`` of the file's.
         context: Tokens per request: ``requested``, ``actual``, ``why``.
         slots: ``requested``, ``total``, ``busy``.
         threads: ``requested``, ``actual``, ``why``.
@@ -269,6 +270,7 @@ def _model(config: ServerConfig, view: View) -> dict[str, object]:
         "parameters": facts.parameters,
         "size_bytes": facts.file_size_bytes,
         "context_train": facts.context_train,
+        "chat_template_sha256": fingerprint(facts.chat_template),
     }
 
 

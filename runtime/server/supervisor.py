@@ -20,18 +20,18 @@ from runtime.engines.base import Endpoint
 from runtime.errors import EngineStartError, LLMError, LLMProviderError
 from runtime.hardware import oom_kills
 from runtime.server import lifecycle, probe
-from runtime.server.diagnosis import Diagnosis, diagnose, ending, signal_name
+from runtime.server.diagnosis import TEMPLATE_HINT, Diagnosis, diagnose, ending, signal_name
 from runtime.server.launcher import EngineProcess, ExecFailed, Exited, Spawned
 from runtime.server.lifecycle import Event, State, Transition
 from runtime.server.logs import LogTail
 from runtime.server.loop import Loop
+from runtime.server.templates import LOOK_S, TemplateGuard, begins, fingerprint
 from runtime.server.view import LastExit, View
-from runtime.server.watchdog import Watchdog, first_step_s, slots_at_work
+from runtime.server.watchdog import Watchdog, first_step_s, latest_task, slots_at_work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from runtime.engines.base import EngineCapabilities
     from runtime.server.plan import LaunchPlan
     from runtime.settings import ServerConfig
 
@@ -59,6 +59,7 @@ class Supervisor:
         *,
         replan: Callable[[], LaunchPlan],
         on_change: Callable[[View], None],
+        mark: Mapping[str, str],
     ) -> None:
         """Prepare; no thread runs before :meth:`begin`.
 
@@ -66,10 +67,12 @@ class Supervisor:
             config: The server's configuration.
             replan: Decides the next launch before a restart, from what is on disk then.
             on_change: Called in the supervisor's thread with each new view.
+            mark: Environment variables that tell the engine's process as this server's.
         """
         self._config = config
         self._replan = replan
         self._on_change = on_change
+        self._mark = mark
         self._view = View()
         self._changed = threading.Condition()
         self._loop = Loop("llama-runtime-supervisor", on_defect=self._abandon)
@@ -81,6 +84,8 @@ class Supervisor:
         self._doom: EngineStartError | None = None
         self._watchdog: Watchdog | None = None
         self._held_endpoint: Endpoint | None = None
+        self._tasks_before = -1
+        self._has_answered = False
         self._wedged: str | None = None
         self._oom_kills = 0
         self.tail = LogTail()
@@ -215,7 +220,7 @@ class Supervisor:
             log_path=plan.log_path,
         )
         try:
-            process = EngineProcess(plan.command, log_path=plan.log_path)
+            process = EngineProcess(plan.command, log_path=plan.log_path, mark=self._mark)
         except EngineStartError as exc:
             self._step(Event.DOOMED, exc.message, error=exc)
             return
@@ -263,6 +268,8 @@ class Supervisor:
         if self._view.state not in {State.STARTING, State.LOADING} or plan is None:
             return  # what a serving engine prints is for the log
         for line in lines:
+            if begins(line):
+                self._guard_template(plan)
             facts = plan.choice.engine.read_line(line)
             if facts is None:
                 continue
@@ -273,6 +280,35 @@ class Supervisor:
             if facts.base_url is not None and self._candidate is None:
                 self._candidate = facts.base_url
                 self._confirm()
+
+    def _guard_template(self, plan: LaunchPlan) -> None:
+        """From here to ready the engine is at its chat template, which may be anything."""
+        if self._process is not None and self._process.pid is not None:
+            pid = self._process.pid
+            # Contexts of a draft model are made for each slot after that line.
+            more = plan.spec.draft_model is not None or plan.spec.mmproj is not None
+            guard = TemplateGuard(
+                cpu_s=_cpu_seconds(pid),
+                rss_bytes=_rss_bytes(pid),
+                expected_bytes=plan.memory.resident_bytes if more else 0,
+            )
+            self._loop.after(LOOK_S, "template", lambda: self._look_at_template(guard))
+
+    def _look_at_template(self, guard: TemplateGuard) -> None:
+        process, plan = self._process, self._view.plan
+        if process is None or process.pid is None or plan is None or self._candidate is not None:
+            return
+        wrong = guard.look(cpu_s=_cpu_seconds(process.pid), rss_bytes=_rss_bytes(process.pid))
+        if wrong is None:
+            self._loop.after(LOOK_S, "template", lambda: self._look_at_template(guard))
+            return
+        self._fail_start("bad_template", f"{self._template_name(plan)} {wrong}.", TEMPLATE_HINT)
+
+    def _template_name(self, plan: LaunchPlan) -> str:
+        if self._config.chat_template is not None:
+            return "The chat template given in the settings"
+        mark = fingerprint(plan.facts.chat_template)
+        return "The model's chat template" + (f" (sha256 {mark[:12]}…)" if mark else "")
 
     def _confirm(self) -> None:
         """The engine says that it listens: see for ourselves."""
@@ -310,7 +346,17 @@ class Supervisor:
             engine_file=info.path,
             embeddings=spec.embeddings,
         )
+        endpoint = Endpoint(
+            base_url=url,
+            api_key=spec.api_key,
+            kind=plan.choice.engine.kind,
+            model=model,
+            capabilities=properties.capabilities,
+            context_tokens=properties.slot_ctx or spec.slot_ctx,
+            generation=self._view.generation + 1,
+        )
         self._loop.cancel_timers()
+        self._begin_watch(plan, endpoint)  # before anyone can send it a request
         self._ready_s = time.monotonic()
         self._was_ready = True
         self._step(
@@ -318,23 +364,18 @@ class Supervisor:
             f"listens on {url} and answers",
             ready_at=Provenance.now_iso(),
             properties=properties,
-            endpoint=Endpoint(
-                base_url=url,
-                api_key=spec.api_key,
-                kind=plan.choice.engine.kind,
-                model=model,
-                capabilities=properties.capabilities,
-                context_tokens=properties.slot_ctx or spec.slot_ctx,
-                generation=self._view.generation + 1,
-            ),
+            endpoint=endpoint,
         )
 
-        self._begin_watch(plan, properties.capabilities)
-
-    def _begin_watch(self, plan: LaunchPlan, able: EngineCapabilities) -> None:
+    def _begin_watch(self, plan: LaunchPlan, endpoint: Endpoint) -> None:
         self._watchdog = None
-        if not able.slots:
+        self._has_answered = (
+            not endpoint.capabilities.slots
+        )  # an engine that does not show it is trusted
+        if not endpoint.capabilities.slots:
             return  # this engine does not show its progress: the client's own deadlines remain
+        # What it was tried with before it was ready is no answer to anyone.
+        self._tasks_before = latest_task(self._ask_slots(endpoint).body)
         self._watchdog = Watchdog(
             floor_s=self._config.wedge_timeout_s,
             first_step_s=first_step_s(
@@ -343,6 +384,11 @@ class Supervisor:
             now_s=time.monotonic(),
         )
         self._watch_again()
+
+    def _ask_slots(self, endpoint: Endpoint) -> probe.Reply:
+        return probe.ask(
+            endpoint.base_url, "/slots", api_key=endpoint.api_key, timeout_s=LOOK_TIMEOUT_S
+        )
 
     def _watch_again(self) -> None:
         working = self._watchdog is not None and self._watchdog.working
@@ -357,9 +403,8 @@ class Supervisor:
         endpoint = view.endpoint or self._held_endpoint
         if dog is None or process is None or process.pid is None or endpoint is None:
             return
-        reply = probe.ask(
-            endpoint.base_url, "/slots", api_key=endpoint.api_key, timeout_s=LOOK_TIMEOUT_S
-        )
+        reply = self._ask_slots(endpoint)
+        self._has_answered |= latest_task(reply.body) > self._tasks_before
         now = time.monotonic()
         verdict = dog.look(
             now_s=now, cpu_s=_cpu_seconds(process.pid), slots=slots_at_work(reply.body)
@@ -481,7 +526,9 @@ class Supervisor:
     ) -> None:
         """Restart, or fail."""
         now = time.monotonic()
-        ready_for_s = now - self._ready_s if self._ready_s is not None else None
+        # One that was ready for long but never gave an answer has proven nothing.
+        proven = self._ready_s is not None and self._has_answered
+        ready_for_s = now - self._ready_s if proven and self._ready_s is not None else None
         policy = self._config.restart
         delay_s = None
         if self._was_ready and not repeats:
@@ -509,6 +556,13 @@ class Supervisor:
             self._do_unresolved(exc)
             return
         self._launch(plan)
+
+
+def _rss_bytes(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
 
 
 def _cpu_seconds(pid: int) -> float:

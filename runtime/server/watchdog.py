@@ -132,6 +132,17 @@ def slots_at_work(body: object) -> tuple[SlotView, ...] | None:
     )
 
 
+def latest_task(body: object) -> int:
+    """The latest request that a slot took up, from the JSON of ``/slots``; -1 for none.
+
+    Idle slots still show what they worked on last.
+    """
+    if not isinstance(body, list):
+        return -1
+    tasks = [slot.get("id_task") for slot in body if isinstance(slot, dict)]
+    return max((task for task in tasks if isinstance(task, int)), default=-1)
+
+
 def _decoded(slot: dict[str, object]) -> int:
     following = slot.get("next_token")
     if isinstance(following, list):

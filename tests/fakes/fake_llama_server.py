@@ -6,6 +6,7 @@ is llama-server's own.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -55,6 +56,9 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, {"object": "list", "data": [{"id": names[0], "aliases": names}]})
         elif self.path == "/slots":
             time.sleep(FAKE.get("slots_delay_s", 0))
+            if "drip_slots_s" in FAKE or "endless_slots" in FAKE:
+                self._send_without_end()
+                return
             self._send(200, [self._slot()])
         elif self.path == "/props":
             self._send(
@@ -73,6 +77,8 @@ class Handler(BaseHTTPRequestHandler):
     def _slot(self) -> dict[str, object]:
         """Idle, or at work on something whose tokens stand still for a while or for ever."""
         served_s = time.monotonic() - LOADED_AT
+        if served_s > FAKE.get("answered_from_s", 1e9):
+            return {"id": 0, "is_processing": False, "id_task": 7}
         if not FAKE.get("stuck_from_s", 1e9) <= served_s < FAKE.get("stuck_until_s", 1e9):
             return {"id": 0, "is_processing": False}
         return {
@@ -83,9 +89,62 @@ class Handler(BaseHTTPRequestHandler):
             "next_token": [{"n_decoded": 2}],
         }
 
+    def _send_without_end(self) -> None:
+        """A valid beginning, then a byte now and then, or as many as are taken."""
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(1 << 40))
+        self.end_headers()
+        pause_s = FAKE.get("drip_slots_s")
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b" " if pause_s else b" " * (1 << 20))
+                time.sleep(pause_s or 0)
+
+    def _stream(self, answer: str) -> None:
+        """A streamed answer that is wrong in one of many ways."""
+        if answer in {"500", "503"}:
+            self._send(int(answer), {"error": {"code": int(answer), "message": "no"}})
+            return
+        self.send_response(200)
+        kind = "text/html" if answer == "html" else "text/event-stream"
+        self.send_header("Content-Type", kind)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        if answer == "html":
+            self.wfile.write(b"<html>It works!</html>")
+            return
+        whole = "".join(
+            "data: " + json.dumps({"choices": [choice]}, ensure_ascii=False) + "\n\n"
+            for choice in (
+                {"index": 0, "delta": {"content": "naïve 🦙"}, "finish_reason": None},
+                {"index": 0, "delta": {"content": " Straße"}, "finish_reason": None},
+                {"index": 0, "delta": {}, "finish_reason": "stop"},
+            )
+        ).encode()
+        if answer == "half":
+            for byte in whole + b"data: [DONE]\n\n":
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+        elif answer == "broken":
+            self.wfile.write(whole[:60] + b'\n\ndata: {"choices": [}\n\n')
+        elif answer == "cut":
+            self.wfile.write(whole[:90])
+        else:
+            self.wfile.write(whole[:90])
+            self.wfile.flush()
+            os.kill(os.getpid(), signal.SIGSEGV)
+
     def do_POST(self) -> None:
         """Every decoding request gets the same short answer."""
-        self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", "0"))) or b"{}")
+        if "record_posts" in FAKE:
+            with Path(FAKE["record_posts"]).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(body) + "\n")
+        if "answer" in FAKE and body.get("stream"):
+            self._stream(FAKE["answer"])
+            return
         if "die_on_post" in FAKE:
             os.kill(os.getpid(), signal.SIGSEGV)
         self._send(
@@ -133,8 +192,14 @@ def misbehave_at_start() -> None:
     if "exit_once" in FAKE:  # fails on every start but the first
         marker = Path(FAKE["exit_once"])
         if marker.exists():
-            sys.exit(9)
+            sys.exit(FAKE.get("exit_once_code", 9))
         marker.touch()
+    if "take_bytes" in FAKE:
+        taken = []
+        for _ in range(FAKE["take_bytes"] >> 27):
+            taken.append(b"x" * (1 << 27))
+            time.sleep(0.05)
+        signal.pause()
     if "hang" in FAKE:
         while True:
             signal.pause()

@@ -60,6 +60,7 @@ def test_start_twice_is_one_server(fake_manager: FakeFactory) -> None:
     assert manager.start().pid == pid
 
 
+@pytest.mark.faults("start from 8 threads at once", "ready", "one engine")
 def test_many_threads_that_start_at_once_get_one_server(fake_manager: FakeFactory) -> None:
     manager = fake_manager()
     threads = [threading.Thread(target=manager.start) for _ in range(8)]
@@ -81,6 +82,7 @@ def test_stop_before_start_and_twice_is_harmless(fake_manager: FakeFactory) -> N
     assert manager.start().state is State.READY  # and it can be started again
 
 
+@pytest.mark.faults("SIGTERM ignored", "stopped", "killed after the grace period")
 def test_a_child_deaf_to_sigterm_is_killed(fake_manager: FakeFactory) -> None:
     """No process outlives the grace period."""
     manager = fake_manager(ignore_sigterm=True, options={"stop_grace_s": 0.2})
@@ -94,6 +96,7 @@ def test_a_child_deaf_to_sigterm_is_killed(fake_manager: FakeFactory) -> None:
     assert 0.2 <= time.monotonic() - began < 2.0
 
 
+@pytest.mark.faults("engine leaves a grandchild", "stopped", "nothing is left")
 def test_what_the_engine_leaves_behind_is_ended_with_it(
     fake_manager: FakeFactory, tmp_path: Path
 ) -> None:
@@ -149,6 +152,7 @@ def test_what_the_engine_leaves_behind_is_ended_with_it(
         ),
     ],
 )
+@pytest.mark.faults("engine ends while starting", "failed", "the cause by name, its last words")
 def test_a_failed_start_raises_at_once_with_cause_and_last_words(
     fake_manager: FakeFactory,
     fake: dict[str, Any],
@@ -173,6 +177,9 @@ def test_a_failed_start_raises_at_once_with_cause_and_last_words(
     assert manager.snapshot().restarts == 0, "a first start that fails is not tried again"
 
 
+@pytest.mark.faults(
+    "hangs before it listens", "failed", "printed nothing and used no processor time"
+)
 def test_a_silent_hang_ends_by_the_stall_deadline(fake_manager: FakeFactory) -> None:
     manager = fake_manager(hang=True, options={"startup_stall_timeout_s": 0.5})
     with pytest.raises(EngineStartError, match="printed nothing") as caught:
@@ -193,12 +200,16 @@ def test_loading_is_not_ready(fake_manager: FakeFactory) -> None:
     assert time.monotonic() - began >= 0.5
 
 
+@pytest.mark.faults(
+    "listens and never gets ready", "failed", "printed nothing and used no processor time"
+)
 def test_one_that_never_gets_ready_fails(fake_manager: FakeFactory) -> None:
     manager = fake_manager(never_ready=True, options={"startup_stall_timeout_s": 0.5})
     with pytest.raises(EngineStartError):
         manager.start()
 
 
+@pytest.mark.faults("an impostor on the expected port", "failed", "something else answers")
 def test_a_stranger_on_the_port_gets_no_request(fake_manager: FakeFactory) -> None:
     """Whoever answers must know the name that only our instance has."""
     with pytest.raises(EngineStartError, match="Something else answers") as caught:
@@ -206,6 +217,7 @@ def test_a_stranger_on_the_port_gets_no_request(fake_manager: FakeFactory) -> No
     assert caught.value.diagnosis == "stranger"
 
 
+@pytest.mark.faults("SIGKILL while idle", "ready", "SIGKILL in last_exit, one restart")
 def test_kill_9_while_idle_is_seen_and_mended(fake_manager: FakeFactory) -> None:
     manager = fake_manager().start()
     first = manager.pid
@@ -221,6 +233,7 @@ def test_kill_9_while_idle_is_seen_and_mended(fake_manager: FakeFactory) -> None
     assert [step["after"] for step in snapshot.history].count("ready") == 2
 
 
+@pytest.mark.faults("crash loop", "failed", "died")
 def test_a_crash_loop_ends_in_failed_when_the_budget_is_spent(
     fake_manager: FakeFactory,
 ) -> None:
@@ -232,6 +245,7 @@ def test_a_crash_loop_ends_in_failed_when_the_budget_is_spent(
         manager.endpoint(1)
 
 
+@pytest.mark.faults("model deleted while serving", "failed at the restart", "no such model")
 def test_a_model_that_is_gone_at_the_restart_is_noticed(
     fake_manager: FakeFactory, tiny_model_path: Path, tmp_path: Path
 ) -> None:
@@ -246,6 +260,9 @@ def test_a_model_that_is_gone_at_the_restart_is_noticed(
         manager.endpoint(1)
 
 
+@pytest.mark.faults(
+    "model replaced while serving", "ready", "a note: not the file that was started first"
+)
 def test_a_model_that_was_replaced_is_noticed_at_the_restart(
     fake_manager: FakeFactory, tiny_model_path: Path, tmp_path: Path
 ) -> None:
@@ -295,6 +312,7 @@ def _start_quietly(manager: ServerManager) -> None:
         manager.start()
 
 
+@pytest.mark.faults("keeper killed", "ready", "a new keeper and engine")
 def test_the_keeper_killed_takes_the_engine_with_it_and_is_replaced(
     fake_manager: FakeFactory,
 ) -> None:
@@ -304,10 +322,14 @@ def test_the_keeper_killed_takes_the_engine_with_it_and_is_replaced(
     assert keeper
     os.kill(keeper, signal.SIGKILL)
     wait_until("the engine is gone", lambda: is_gone(engine), timeout_s=2)
+    wait_until("its death is seen", lambda: manager.pid != engine, timeout_s=2)
     assert manager.endpoint(10)
     assert manager.pid != engine
 
 
+@pytest.mark.faults(
+    "tokens stand still, all endpoints answer", "ready", "wedged: no token has moved"
+)
 def test_a_request_whose_tokens_stand_still_gets_the_engine_replaced(
     fake_manager: FakeFactory,
 ) -> None:
@@ -324,6 +346,7 @@ def test_a_request_whose_tokens_stand_still_gets_the_engine_replaced(
     assert "no token has moved" in str(snapshot.last_exit["reason"])
 
 
+@pytest.mark.faults("tokens stand still and move again", "ready", "no restart")
 def test_a_suspect_that_moves_again_is_left_alone(fake_manager: FakeFactory) -> None:
     manager = fake_manager(
         stuck_from_s=0.3, stuck_until_s=2.0, options={"wedge_timeout_s": 2.5}
@@ -335,6 +358,7 @@ def test_a_suspect_that_moves_again_is_left_alone(fake_manager: FakeFactory) -> 
     assert manager.snapshot().restarts == 0
 
 
+@pytest.mark.faults("SIGSTOP while idle", "ready", "wedged")
 def test_a_stopped_engine_is_found_and_replaced(fake_manager: FakeFactory) -> None:
     """SIGSTOP: it answers nothing and uses no processor time."""
     manager = fake_manager(options={"wedge_timeout_s": 1.0}).start()
@@ -365,6 +389,9 @@ def test_stop_while_loading(fake_manager: FakeFactory) -> None:
     assert not psutil.pid_exists(pid or 0)
 
 
+@pytest.mark.faults(
+    "os.fork in the owner", "ready", "the child: belongs to the process that started it"
+)
 def test_a_fork_refuses_and_does_no_harm(fake_manager: FakeFactory) -> None:
     manager = fake_manager().start()
     child = os.fork()
@@ -388,6 +415,7 @@ def test_use_after_stop_says_so(fake_manager: FakeFactory) -> None:
         manager.endpoint(1)
 
 
+@pytest.mark.faults("log flood", "ready", "files and tail bounded")
 def test_a_log_flood_neither_blocks_nor_fills(fake_manager: FakeFactory) -> None:
     """64 MB of output: it gets ready all the same, the tail and the files stay bounded."""
     manager = fake_manager(flood_bytes=64 << 20).start()
@@ -408,6 +436,7 @@ def test_an_owner_that_does_not_read_loses_the_oldest_lines_not_the_engine(
         manager.stop()
 
 
+@pytest.mark.faults("log file and folder deleted", "ready", "none")
 def test_a_deleted_log_file_and_folder_are_survived(fake_manager: FakeFactory) -> None:
     manager = fake_manager().start()
     log = manager.snapshot().log_path
@@ -418,6 +447,7 @@ def test_a_deleted_log_file_and_folder_are_survived(fake_manager: FakeFactory) -
     assert manager.restart().health().ok
 
 
+@pytest.mark.faults("log folder cannot be written", "ready", "a note: no log file")
 def test_an_unwritable_log_folder_is_noted_not_fatal(
     fake_manager: FakeFactory, tmp_path: Path
 ) -> None:
@@ -427,6 +457,7 @@ def test_an_unwritable_log_folder_is_noted_not_fatal(
     assert manager.logs(), "the tail is in memory"
 
 
+@pytest.mark.faults("canary key", "ready", "in no argv, file, snapshot")
 def test_secrets_are_nowhere_but_in_the_environment(
     fake_manager: FakeFactory, isolated_home: Path
 ) -> None:
@@ -445,6 +476,7 @@ def test_state_files_are_private(fake_manager: FakeFactory, isolated_home: Path)
             assert path.stat().st_mode & 0o077 == 0, path
 
 
+@pytest.mark.faults("LLAMA_* variables set", "ready", "none")
 def test_foreign_variables_do_not_reach_the_engine(
     fake_manager: FakeFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -485,6 +517,9 @@ def test_ps_sees_it_and_forgets_it(fake_manager: FakeFactory) -> None:
     assert registry.running() == ()
 
 
+@pytest.mark.faults(
+    "pid reuse: a state file names a live stranger", "unchanged", "the file is removed"
+)
 def test_a_record_of_a_dead_owner_is_not_believed(isolated_home: Path) -> None:
     """The process id is alive, but it is another process: this one."""
     registry.write(
@@ -502,6 +537,9 @@ def test_a_record_of_a_dead_owner_is_not_believed(isolated_home: Path) -> None:
 # --- bad input -----------------------------------------------------------------------------
 
 
+@pytest.mark.faults(
+    "no model, HTML or text as .gguf, half a file", "failed", "what is wrong with the file"
+)
 def test_bad_models_are_refused_before_anything_starts(
     manager_for: ManagerFactory, tmp_path: Path, tiny_model_path: Path
 ) -> None:
@@ -539,6 +577,7 @@ def test_an_engine_that_is_not_installed_says_how_to_install_it(
     assert "install" in str(caught.value)
 
 
+@pytest.mark.faults("port taken", "failed", "the port and who holds it")
 def test_a_taken_port_is_named_with_its_holder(fake_manager: FakeFactory) -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]

@@ -5,7 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.server.watchdog import SlotView, Watchdog, first_step_s, slots_at_work
+from runtime.server.watchdog import (
+    SlotView,
+    Watchdog,
+    first_step_s,
+    latest_task,
+    slots_at_work,
+)
 
 # As xllamacpp 2026.10 answers in the middle of a prompt, and while it generates.
 PREFILL = {
@@ -89,3 +95,13 @@ def test_the_first_batch_of_a_large_model_has_its_time() -> None:
     step_s = first_step_s(parameters=7_000_000_000, batch=512, threads=1)
     assert step_s > 3000
     assert dog(step_s).limit_s == 4 * step_s
+
+
+def test_the_latest_request_is_seen_in_idle_slots() -> None:
+    """As xllamacpp 2026.10 shows them: a fresh slot, and one that has answered."""
+    fresh = {"id": 0, "is_processing": False}
+    answered = {"id": 1, "id_task": 3, "is_processing": False, "next_token": [{"n_decoded": 0}]}
+    assert latest_task([fresh]) == -1
+    assert latest_task([fresh, answered]) == 3
+    assert latest_task([answered, {**answered, "id_task": 9}]) == 9
+    assert latest_task("no list") == -1
