@@ -57,7 +57,8 @@ def xllamacpp_command(spec: LaunchSpec, *, python: str, host: Path) -> EngineCom
         "fit_params": spec.gpu_layers == -1,
         "use_jinja": True,
         "endpoint_slots": True,
-        "endpoint_props": True,
+        # Reading is always allowed; this would allow changing them, too.
+        "endpoint_props": False,
         "endpoint_metrics": True,
         "api_keys": [spec.api_key] if spec.api_key else [],
         "cors_origins": NO_ORIGIN,

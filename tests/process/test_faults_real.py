@@ -428,6 +428,7 @@ def test_what_was_not_asked_for_is_off(real: Callable[..., ServerManager], saw: 
         ("/slots/0?action=save", '{"filename": "../../stolen"}'),
         ("/slots/0?action=restore", '{"filename": "../../etc/passwd"}'),
         ("/models/load", '{"model": "x"}'),
+        ("/props", '{"chat_template": "x"}'),
         ("/tools", "{}"),
         ("/mcp", "{}"),
     ):
