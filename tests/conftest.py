@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 FAKES = Path(__file__).parent / "fakes"
 
-# A shell's background jobs start with SIGINT ignored, and so would every child of these tests.
+# A shell's background jobs start with SIGINT ignored, those under nohup with SIGHUP, and what is
+# ignored here would be ignored in every child of these tests; a handler is not handed down.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, lambda *_: None)
 
 # Taken before any test changes the environment: a native binary may be named by the caller.
 _NATIVE = os.environ.get(f"{ENV_PREFIX}ENGINE_PATH")
