@@ -16,7 +16,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 MODEL = "fake-model"
 CONTEXT = 256
@@ -199,7 +199,7 @@ class FakeServer:
 
     Args:
         llama_cpp: Whether it has what llama.cpp's server has beyond OpenAI's API.
-        llguidance: Whether it compiles llguidance grammars.
+        llguidance: Whether it compiles llguidance grammars, refuses them, or ignores them.
         tools: Whether its model's template knows tools.
         api_key: The key it asks for.
         listed: The models it lists.
@@ -209,7 +209,7 @@ class FakeServer:
         self,
         *,
         llama_cpp: bool = True,
-        llguidance: bool = True,
+        llguidance: Literal["compiled", "refused", "ignored"] = "compiled",
         tools: bool = False,
         api_key: str | None = None,
         listed: Sequence[str] = (MODEL,),
@@ -285,13 +285,14 @@ class FakeServer:
     def _chat(self, peer: Peer, request: Request) -> None:
         grammar = request.body.get("grammar", "")
         if request.body["messages"] == [{"role": "user", "content": "."}]:  # a client's probe
-            if self.llguidance:
-                says('"', reason="length")(peer, request)
+            if self.llguidance != "refused":
+                said = '"' if self.llguidance == "compiled" else "The"
+                says(said, reason="length")(peer, request)
             else:
                 error = {"code": 400, "message": "failed to parse grammar", "type": "invalid"}
                 peer.whole(400, json.dumps({"error": error}).encode())
             return
-        assert self.llguidance or "%llguidance" not in grammar
+        assert self.llguidance == "compiled" or "%llguidance" not in grammar
         behaviour = self._script.popleft() if self._script else says("I", "'m", " glad")
         behaviour(peer, request)
 

@@ -8,7 +8,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from pydantic import BaseModel, field_validator
@@ -290,8 +290,11 @@ def test_a_structured_answer_is_enforced_by_grammar_and_validated(
     assert "response_format" not in server.chats[-1].body
 
 
-def test_an_engine_without_llguidance_is_asked_in_its_own_way() -> None:
-    with FakeServer(llguidance=False) as server, LlamaClient(base_url=server.url) as client:
+@pytest.mark.parametrize("llguidance", ["refused", "ignored"])
+def test_an_engine_without_llguidance_is_asked_in_its_own_way(
+    llguidance: Literal["refused", "ignored"],
+) -> None:
+    with FakeServer(llguidance=llguidance) as server, LlamaClient(base_url=server.url) as client:
         server.will(says('{"n": 3}'))
         client.generate(ask(response_schema=SCHEMA))
         form = server.chats[-1].body["response_format"]
@@ -372,7 +375,7 @@ def test_a_grammar_of_ones_own_is_passed_on(client: LlamaClient, server: FakeSer
 def test_a_grammar_that_the_engine_does_not_take_is_a_missing_capability() -> None:
     lark: dict[str, object] = {"grammar": '%llguidance {}\nstart: "yes"'}
     with (
-        FakeServer(llguidance=False) as server,
+        FakeServer(llguidance="refused") as server,
         LlamaClient(base_url=server.url) as client,
         pytest.raises(LLMCapabilityError, match="no llguidance grammars"),
     ):
@@ -535,6 +538,14 @@ def test_tool_calls_are_streamed_and_collected(tool_server: FakeServer) -> None:
         ToolCallDelta(call_id="c1", name="add", arguments_json_delta='{"x"'),
         ToolCallDelta(call_id="c1", arguments_json_delta=": 1}"),
     ]
+
+
+def test_an_answer_that_calls_a_tool_says_so_as_its_reason(tool_server: FakeServer) -> None:
+    """Some servers call it a stop."""
+    call = {"index": 0, "id": "c1", "function": {"name": "add", "arguments": '{"x": 1}'}}
+    tool_server.will(streams(event(piece({"tool_calls": [call]})), *events_of([], reason="stop")))
+    with LlamaClient(base_url=tool_server.url) as client:
+        assert client.generate(ask(tools=[TOOL])).finish_reason == "tool_calls"
 
 
 def test_wrong_tool_calls_are_asked_for_again_and_never_a_success(tool_server: FakeServer) -> None:

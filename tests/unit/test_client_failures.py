@@ -35,6 +35,7 @@ from runtime.inference.effects import HttpHead
 from tests.fakes.openai_server import (
     MODEL,
     FakeServer,
+    Peer,
     Stalls,
     byte_by_byte,
     cuts_after,
@@ -481,6 +482,17 @@ def test_the_deadline_of_the_whole_holds_while_pieces_come() -> None:
     assert str(error.partial_text).startswith("xx")
 
 
+def test_a_deadline_that_passes_while_the_caller_is_busy_is_one_too() -> None:
+    stall = Stalls(pieces=("x",))
+    with FakeServer() as server, LlamaClient(base_url=server.url, request_timeout_s=0.2) as client:
+        server.will(stall)
+        stream = client.stream_chat("hi")
+        assert next(stream).delta_text == "x"
+        assert not stall.hung_up.wait(0.4)  # the caller's own work
+        with pytest.raises(RequestTimeoutError, match="total deadline"):
+            next(stream)
+
+
 def test_timeouts_are_not_sent_again() -> None:
     with (
         FakeServer() as server,
@@ -548,6 +560,21 @@ def test_a_stream_refused_in_silence_is_asked_for_as_a_whole_to_learn_why() -> N
         with pytest.raises(ConnectionLostError, match="ended before"):
             streamed(client)
         assert len(server.chats) - before == 2
+        server.will(streams(events_of(["x"])[0]))  # not a refusal: it had begun
+        with pytest.raises(ConnectionLostError, match="ended before"):
+            streamed(client)
+        assert len(server.chats) - before == 3
+
+
+def test_a_whole_answer_that_is_cut_is_a_lost_connection() -> None:
+    def cut(peer: Peer, request: Any) -> None:
+        peer.head(200, "application/json", "Content-Length: 1000")
+        peer.send(b'{"choices": [')
+
+    with FakeServer(llama_cpp=False) as server, LlamaClient(base_url=server.url) as client:
+        server.will(cut)
+        with pytest.raises(ConnectionLostError, match="987 bytes are missing"):
+            client.chat("hi")
 
 
 # --- empty answers ----------------------------------------------------------------------------
@@ -589,6 +616,7 @@ def test_a_closed_client_says_so(server: FakeServer) -> None:
     client = LlamaClient(base_url=server.url)
     client.close()
     client.close()
+    before = len(server.requests)
     for call in (
         lambda: client.chat("hi"),
         lambda: list(client.stream_chat("hi")),
@@ -598,6 +626,7 @@ def test_a_closed_client_says_so(server: FakeServer) -> None:
         with pytest.raises(EngineNotRunningError, match="client is closed") as caught:
             call()
         assert caught.value.state == "closed"
+    assert len(server.requests) == before
     assert client.config_snapshot()["default_model"] == MODEL
     json.dumps(client.describe())
 

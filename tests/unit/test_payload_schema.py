@@ -11,6 +11,7 @@ from runtime.contracts import LLMMessage, LLMRequest, ToolCall, ToolSpec
 from runtime.engines.base import Endpoint, EngineCapabilities
 from runtime.errors import LLMBadResponseError, LLMInvalidRequestError, SchemaViolationError
 from runtime.inference import payload, schema, strictness, tools
+from tests.fakes.openai_server import FakeServer
 
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -44,6 +45,13 @@ LLGUIDANCE = EngineCapabilities(llguidance=True, json_schema=True)
 def test_an_invalid_schema_is_refused_with_the_place(document: Any, said: str) -> None:
     with pytest.raises(LLMInvalidRequestError, match=said):
         schema.check(document)
+
+
+def test_nothing_is_fetched_for_a_schema() -> None:
+    with FakeServer() as server:
+        with pytest.raises(LLMInvalidRequestError, match="not a valid JSON Schema"):
+            schema.check({"$ref": f"{server.url}/v1/models"})
+        assert server.requests == []
 
 
 def test_a_schema_too_deep_to_write_is_refused() -> None:

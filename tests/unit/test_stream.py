@@ -63,6 +63,8 @@ def test_events_are_the_same_however_the_bytes_are_packed(
         (b"data:a\n\n", [b"a"]),
         (b"data:  a\n\n", [b" a"]),
         (b"data: a\ndata: b\n\n", [b"a\nb"]),
+        (b"data: a\r\ndata: b\r\n\r\n", [b"a\nb"]),
+        (b"data: a\rdata: b\r\r:", [b"a\nb"]),
         (b": ping\n\n", []),
         (b": ping\ndata: a\n\n", [b"a"]),
         (b"event: x\nid: 3\nretry: 1\ndata: a\n\n", [b"a"]),
