@@ -29,6 +29,7 @@ from runtime import (
     LLMRequest,
     ModelNotFoundError,
     RestartPolicy,
+    SchemaViolationError,
     ToolSpec,
 )
 from runtime.client._stream import AnswerStream
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.engine
 
-CONTEXT = 256
+CONTEXT = 768
 LONG_CONTEXT = 8192
 STREAMS = int(os.environ.get("TEST_STREAMS", "200"))
 MESSAGES = [LLMMessage(role="user", content="Tell me about the sea.")]
@@ -320,7 +321,13 @@ def test_what_was_cut_off_is_closed(client: LlamaClient, max_tokens: int) -> Non
     for seed in range(4):
         asked = params(response_schema=wanted, max_tokens=max_tokens, temperature=1.0, seed=seed)
         asked.provider_options["on_truncation"] = "close"
-        reply = client.chat(MESSAGES, params=asked)
+        try:
+            reply = client.chat(MESSAGES, params=asked)
+        except SchemaViolationError:
+            # It ended by itself, not by the budget: so it can where no grammar knows the pattern.
+            assert client.server is not None
+            assert not client.server.endpoint().capabilities.llguidance
+            continue
         schemas.judge(reply.text, schemas.check(wanted))
         assert reply.raw is not None
         noted = reply.raw["structured_output"]
