@@ -137,8 +137,9 @@ def enforcement(
         grammar = grammar or _HEAD + json.dumps({**_outline(schema), "x-guidance": _LAYOUT})
         return Enforcement(kind="llguidance", fields={"grammar": grammar}, validated_only=problem)
     if capabilities.json_schema is not False:
-        small = len(schema.text) <= _MOST_CONVERTED
-        document = schema.document if small else _outline(schema)
+        # llama.cpp's converter answers 400 to a reference to the whole document.
+        bearable = len(schema.text) <= _MOST_CONVERTED and '"$ref": "#"' not in schema.text
+        document = schema.document if bearable else _outline(schema)
         wrapped = {"name": "answer", "schema": document, "strict": True}
         return Enforcement(
             kind="json_schema",

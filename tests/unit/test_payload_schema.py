@@ -364,3 +364,12 @@ def test_arguments_that_violate_the_tools_schema_are_a_bad_response(
     with pytest.raises(SchemaViolationError, match="the call to 'add'") as caught:
         tools.check_calls(box(), [call(arguments=arguments)], text="")
     assert caught.value.pointer == at
+
+
+def test_an_engine_s_own_converter_gets_no_reference_to_the_whole_document() -> None:
+    """llama-server b11434 answers 400 to it; the type is enforced, the rest validated."""
+    tree = schema.check({"type": "object", "properties": {"more": {"$ref": "#"}}})
+    found = schema.enforcement(tree, EngineCapabilities(json_schema=True, llguidance=False))
+    assert found.kind == "json_schema"
+    assert "$ref" not in json.dumps(found.fields)
+    assert found.validated_only
