@@ -42,6 +42,8 @@ class SseDecoder:
         Raises:
             LLMBadResponseError: One event is longer than :data:`MAX_EVENT_BYTES`.
         """
+        if self._is_one_event(chunk):
+            return [chunk[6:-2]]
         text = self._buffer + chunk
         held = b""
         if b"\r" in text:
@@ -57,6 +59,20 @@ class SseDecoder:
                 hint="Is this an OpenAI-compatible server?",
             )
         return events
+
+    def _is_one_event(self, chunk: bytes) -> bool:
+        """Whether a packet is exactly one event of one line: nearly all of them are.
+
+        What is spent on a token is taken from the engine, which shares the processor.
+        """
+        return (
+            not self._buffer
+            and not self._data
+            and chunk.startswith(b"data: ")
+            and chunk.endswith(b"\n\n")
+            and chunk.count(b"\n") == 2
+            and b"\r" not in chunk
+        )
 
     def _line(self, line: bytes) -> Iterator[bytes]:
         if not line:
