@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeVar, overload
 
 from runtime.client._options import embedding_config
 from runtime.client._settings import capabilities, client_settings, config_snapshot
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from runtime.engines.base import Endpoint
     from runtime.inference.effects import Flow
+    from runtime.inference.embeddings import TruncatedEmbeddingResult
     from runtime.inference.payload import Wish
     from runtime.server.manager import ServerManager
     from runtime.settings import ServerConfig
@@ -267,14 +268,30 @@ class LlamaClient:
         """The managed server; None for one that runs elsewhere."""
         return self._managed.manager if self._managed else None
 
-    def embed(self, texts: Sequence[str], *, model: str | None = None) -> EmbeddingResult:
+    @overload
+    def embed(
+        self, texts: Sequence[str], *, model: str | None = None, truncate: Literal[True]
+    ) -> TruncatedEmbeddingResult: ...
+    @overload
+    def embed(
+        self, texts: Sequence[str], *, model: str | None = None, truncate: bool = False
+    ) -> EmbeddingResult: ...
+    def embed(
+        self, texts: Sequence[str], *, model: str | None = None, truncate: bool = False
+    ) -> EmbeddingResult:
         """A vector for each text, in order; each of Euclidean length 1.
 
+        Texts are sent many at a time. The result keeps the vectors as 32-bit floats in one block
+        (:class:`runtime.inference.vectors.Vectors`), each of which is a tuple when asked for.
+
         Args:
-            texts: Any number, none empty. One longer than the server's batch is refused.
+            texts: Any number, none empty.
             model: The model; None for the client's ``embedding_model``, else its default model.
+            truncate: Embed the beginning of a text that is too long, instead of refusing it; the
+                result, a :class:`runtime.TruncatedEmbeddingResult`, tells which.
 
         Raises:
+            TextTooLongError: A text has more tokens than the server embeds at once; says which.
             LLMCapabilityError: The server serves no embeddings.
             LLMError: See the error table of the contract.
         """
@@ -286,7 +303,8 @@ class LlamaClient:
             source, sent = self._embedding_source(self._settings.server, name), None
         else:
             sent = source.resolve(name) if name is not None else None
-        return self._run(embeddings.embed(checked, self._limits, model=sent), source.endpoint)
+        wanted = embeddings.embed(checked, self._limits, model=sent, truncate=truncate)
+        return self._run(wanted, source.endpoint)
 
     def healthcheck(self) -> BackendStatus:
         """Whether a request sent now would be served; never raises."""

@@ -319,6 +319,8 @@ class Supervisor:
             capabilities=properties.capabilities,
             context_tokens=properties.slot_ctx or spec.slot_ctx,
             generation=self._view.generation + 1,
+            slots=spec.parallel,
+            batch_tokens=plan.batch_tokens,
         )
         self._loop.cancel_timers()
         self._watch = ServiceWatch(  # before anyone can send it a request
