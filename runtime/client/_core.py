@@ -14,6 +14,7 @@ from runtime.inference import counting, embeddings, flow, messages, payload, str
 from runtime.inference.bounds import Bounds
 from runtime.inference.clock import Limits
 from runtime.inference.names import public_name
+from runtime.inference.observation import Asked, Observer, asked_of
 from runtime.inference.policy import EnforcementLevel, OnTruncation, Policy
 from runtime.inference.reply import Backend
 from runtime.inference.switchboard import Switchboard
@@ -119,6 +120,7 @@ class ClientCore:
         self._limits = limits
         self._progress = progress
         self._backend = Backend(name=name, config_hash=settings.hash())
+        self._observer = Observer()
         self._board = Switchboard()
         self._lock = threading.Lock()
         self._closed = False
@@ -159,6 +161,7 @@ class ClientCore:
             "backend": self._config_snapshot(),
             "capabilities": asdict(self._capabilities()),
             "server": self._source.snapshot(),
+            "counters": self._observer.counters(),
         }
 
     def _health(self) -> BackendStatus:
@@ -182,7 +185,11 @@ class ClientCore:
     def _conversation(self, wish: Wish, model: str | None, *, emit: bool) -> Flow[LLMResponse]:
         """The flow of a wish for a model as its server names it; None for the server's own."""
         wish = replace(wish, model=model, recommended=self._source.sampling)
-        return flow.converse(wish, self._limits, self._backend, emit=emit)
+        own = self._default_model()
+        asked = asked_of(wish, model=own, backend=self._settings.name, stream=emit)
+        return self._observer.watch(
+            flow.converse(wish, self._limits, self._backend, emit=emit), asked
+        )
 
     def _counting(self, text_or_messages: str | Sequence[LLMMessage]) -> Flow[int]:
         if isinstance(text_or_messages, str):
@@ -190,8 +197,15 @@ class ClientCore:
         made = messages.openai_messages(text_or_messages)
         return counting.count_chat(made, self._limits)
 
-    def _embedding(self, texts: list[str], model: str | None) -> Flow[EmbeddingResult]:
-        return embeddings.embed(texts, self._limits, model=model)
+    def _embedding(
+        self, source: EndpointSource, texts: list[str], model: str | None
+    ) -> Flow[EmbeddingResult]:
+        asked = Asked(
+            operation="embeddings",
+            model=model or public_name(source.current),
+            backend=self._settings.name,
+        )
+        return self._observer.watch(embeddings.embed(texts, self._limits, model=model), asked)
 
     @staticmethod
     def _shaped(

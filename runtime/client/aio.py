@@ -158,10 +158,11 @@ class AsyncLlamaClient(ClientCore):
         checked = embeddings.checked(texts)
         embedder = self._own_embedder(model)
         if embedder is not None:
-            return await self._run(embedder, self._embedding(checked, None))
+            await self._started(embedder)
+            return await self._run(embedder, self._embedding(embedder, checked, None))
         await self.start()
         sent = await self._sent_name(model or self._settings.embedding_model)
-        return await self._run(self._source, self._embedding(checked, sent))
+        return await self._run(self._source, self._embedding(self._source, checked, sent))
 
     async def healthcheck(self) -> BackendStatus:
         """Whether a request sent now would be served; never raises."""
@@ -169,6 +170,7 @@ class AsyncLlamaClient(ClientCore):
 
     async def count_tokens(self, text_or_messages: str | Sequence[LLMMessage]) -> int:
         """Tokens by the engine's own count; see :meth:`runtime.LlamaClient.count_tokens`."""
+        await self.start()
         return await self._run(self._source, self._counting(text_or_messages))
 
     async def parse(
@@ -212,7 +214,6 @@ class AsyncLlamaClient(ClientCore):
 
     async def _run(self, source: EndpointSource, wanted: Flow[T]) -> T:
         async def begin() -> Flow[T]:
-            await self._started(source)
             return wanted
 
         async with self._performance(source, begin, AsyncWire()) as performance:

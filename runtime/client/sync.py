@@ -158,10 +158,10 @@ class LlamaClient(ClientCore):
         embedder = self._own_embedder(model)
         if embedder is not None:
             embedder.start()
-            return self._run(self._embedding(checked, None), embedder.endpoint)
+            return self._run(self._embedding(embedder, checked, None), embedder.endpoint)
         name = model or self._settings.embedding_model
         sent = self._source.resolve(name) if name is not None else None
-        return self._run(self._embedding(checked, sent))
+        return self._run(self._embedding(self._source, checked, sent))
 
     def healthcheck(self) -> BackendStatus:
         """Whether a request sent now would be served; never raises."""

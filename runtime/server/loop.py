@@ -88,6 +88,10 @@ class Loop:
         """Call ``action`` once in ``delay_s`` seconds; replaces the timer of that name."""
         self._timers[name] = (time.monotonic() + delay_s, action)
 
+    def cancel(self, name: str) -> None:
+        """Forget the timer of that name, if there is one."""
+        self._timers.pop(name, None)
+
     def cancel_timers(self) -> None:
         """Forget every timer."""
         self._timers.clear()

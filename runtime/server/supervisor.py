@@ -13,39 +13,32 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import psutil
-
 from runtime.contracts import Provenance
 from runtime.engines.base import Endpoint
 from runtime.errors import EngineStartError, LLMError, LLMProviderError
 from runtime.hardware import oom_kills
 from runtime.server import lifecycle, probe
-from runtime.server.diagnosis import TEMPLATE_HINT, Diagnosis, diagnose, ending, signal_name
+from runtime.server.diagnosis import Diagnosis, diagnose, ending, signal_name
 from runtime.server.launcher import EngineProcess, ExecFailed, Exited, Spawned
 from runtime.server.lifecycle import Event, State, Transition
 from runtime.server.logs import LogTail
 from runtime.server.loop import Loop
-from runtime.server.templates import LOOK_S, TemplateGuard, begins, fingerprint
+from runtime.server.templates import begins
 from runtime.server.view import LastExit, View
-from runtime.server.watchdog import Watchdog, first_step_s, latest_task, slots_at_work
+from runtime.server.watching import ServiceWatch, StartWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from runtime.server.plan import LaunchPlan
+    from runtime.server.watchdog import Verdict
     from runtime.settings import ServerConfig
 
 log = logging.getLogger(__name__)
 
 HISTORY_KEPT = 50
 CONFIRM_AGAIN_S = 0.02
-STALL_CHECK_S = 1.0
 KILL_PATIENCE_S = 2.0
-WATCH_IDLE_S = 5.0
-WATCH_WORKING_S = 1.0
-LOOK_TIMEOUT_S = 0.5
-CPU_PROGRESS_S = 0.05
-BATCH_TOKENS = 2048  # llama.cpp's default logical batch: progress shows once a batch
 ERROR_TAIL_LINES = 20
 DIAGNOSIS_LINES = 200  # a traceback may push the telling line far up
 
@@ -59,7 +52,7 @@ class Supervisor:
         *,
         replan: Callable[[], LaunchPlan],
         on_change: Callable[[View], None],
-        mark: Mapping[str, str],
+        name: str,
     ) -> None:
         """Prepare; no thread runs before :meth:`begin`.
 
@@ -67,12 +60,12 @@ class Supervisor:
             config: The server's configuration.
             replan: Decides the next launch before a restart, from what is on disk then.
             on_change: Called in the supervisor's thread with each new view.
-            mark: Environment variables that tell the engine's process as this server's.
+            name: The server's, as in its record.
         """
         self._config = config
         self._replan = replan
         self._on_change = on_change
-        self._mark = mark
+        self._name = name
         self._view = View()
         self._changed = threading.Condition()
         self._loop = Loop("llama-runtime-supervisor", on_defect=self._abandon)
@@ -82,10 +75,8 @@ class Supervisor:
         self._ready_s: float | None = None
         self._was_ready = False
         self._doom: EngineStartError | None = None
-        self._watchdog: Watchdog | None = None
-        self._held_endpoint: Endpoint | None = None
-        self._tasks_before = -1
-        self._has_answered = False
+        self._start_watch: StartWatch | None = None
+        self._watch: ServiceWatch | None = None
         self._wedged: str | None = None
         self._oom_kills = 0
         self.tail = LogTail()
@@ -124,9 +115,9 @@ class Supervisor:
         """Tell that no launch could be decided."""
         self._loop.call(lambda: self._do_unresolved(error))
 
-    def stop(self) -> None:
+    def stop(self, reason: str) -> None:
         """Ask for the end; wait with :meth:`wait_for`, then :meth:`join`."""
-        self._loop.call(self._do_stop)
+        self._loop.call(lambda: self._do_stop(reason))
 
     def join(self, timeout_s: float) -> None:
         """Wait for the thread to end after a stop."""
@@ -187,20 +178,19 @@ class Supervisor:
             known = error if isinstance(error, LLMError) else LLMProviderError(repr(error))
             self._step(Event.UNRESOLVED, known.message, error=known)
 
-    def _do_stop(self) -> None:
+    def _do_stop(self, reason: str) -> None:
         state = self._view.state
         if lifecycle.accepts(state, Event.STOP):
             self._loop.cancel_timers()
-            self._step(Event.STOP, "a stop was asked for", endpoint=None, properties=None)
+            self._step(Event.STOP, reason, endpoint=None, properties=None)
             if self._view.state is State.STOPPING and self._process is not None:
-                self._process.terminate()
+                self._process.terminate(reason)
                 self._loop.after(self._config.stop_grace_s, "grace", self._grace_is_over)
 
     def _grace_is_over(self) -> None:
         if self._process is not None:
             log.warning("%s: still there after the grace period: killed", self._config.model)
-            self._process.kill()
-            self._loop.after(KILL_PATIENCE_S, "keeper", self._process.kill_keeper)
+            self._kill(self._process, "it did not end within the grace period")
 
     # --- the process --------------------------------------------------------------------------
 
@@ -220,7 +210,7 @@ class Supervisor:
             log_path=plan.log_path,
         )
         try:
-            process = EngineProcess(plan.command, log_path=plan.log_path, mark=self._mark)
+            process = EngineProcess(plan.command, log_path=plan.log_path, name=self._name)
         except EngineStartError as exc:
             self._step(Event.DOOMED, exc.message, error=exc)
             return
@@ -228,9 +218,12 @@ class Supervisor:
         self._oom_kills = oom_kills() or 0
         self._loop.watch(process.events_fd, self._read_events)
         self._loop.watch(process.output_fd, self._read_output)
-        self._progress_s = time.monotonic()
-        self._cpu_s = 0.0
-        self._loop.after(STALL_CHECK_S, "stall", self._check_stall)
+        self._start_watch = StartWatch(
+            self._loop,
+            process,
+            stall_timeout_s=self._config.startup_stall_timeout_s,
+            on_hopeless=self._fail_start,
+        )
 
     def _read_events(self) -> None:
         process = self._process
@@ -260,16 +253,16 @@ class Supervisor:
         if data == b"":
             self._loop.unwatch(self._process.output_fd)
         elif data:
-            self._progress_s = time.monotonic()
             self._take_lines(self.tail.feed(data))
 
     def _take_lines(self, lines: list[str]) -> None:
-        plan = self._view.plan
-        if self._view.state not in {State.STARTING, State.LOADING} or plan is None:
+        plan, watch = self._view.plan, self._start_watch
+        if self._view.state not in {State.STARTING, State.LOADING} or plan is None or watch is None:
             return  # what a serving engine prints is for the log
+        watch.heard()
         for line in lines:
             if begins(line):
-                self._guard_template(plan)
+                watch.at_template(plan)
             facts = plan.choice.engine.read_line(line)
             if facts is None:
                 continue
@@ -279,41 +272,13 @@ class Supervisor:
                 self._publish(engine_version=facts.version, devices=facts.devices)
             if facts.base_url is not None and self._candidate is None:
                 self._candidate = facts.base_url
+                watch.past_template()
                 self._confirm()
-
-    def _guard_template(self, plan: LaunchPlan) -> None:
-        """From here to ready the engine is at its chat template, which may be anything."""
-        if self._process is not None and self._process.pid is not None:
-            pid = self._process.pid
-            # Contexts of a draft model are made for each slot after that line.
-            more = plan.spec.draft_model is not None or plan.spec.mmproj is not None
-            guard = TemplateGuard(
-                cpu_s=_cpu_seconds(pid),
-                rss_bytes=_rss_bytes(pid),
-                expected_bytes=plan.memory.resident_bytes if more else 0,
-            )
-            self._loop.after(LOOK_S, "template", lambda: self._look_at_template(guard))
-
-    def _look_at_template(self, guard: TemplateGuard) -> None:
-        process, plan = self._process, self._view.plan
-        if process is None or process.pid is None or plan is None or self._candidate is not None:
-            return
-        wrong = guard.look(cpu_s=_cpu_seconds(process.pid), rss_bytes=_rss_bytes(process.pid))
-        if wrong is None:
-            self._loop.after(LOOK_S, "template", lambda: self._look_at_template(guard))
-            return
-        self._fail_start("bad_template", f"{self._template_name(plan)} {wrong}.", TEMPLATE_HINT)
-
-    def _template_name(self, plan: LaunchPlan) -> str:
-        if self._config.chat_template is not None:
-            return "The chat template given in the settings"
-        mark = fingerprint(plan.facts.chat_template)
-        return "The model's chat template" + (f" (sha256 {mark[:12]}…)" if mark else "")
 
     def _confirm(self) -> None:
         """The engine says that it listens: see for ourselves."""
-        plan, url = self._view.plan, self._candidate
-        if plan is None or url is None or self._view.state is not State.LOADING:
+        plan, url, process = self._view.plan, self._candidate, self._process
+        if process is None or plan is None or url is None or self._view.state is not State.LOADING:
             return
         spec = plan.spec
         seen = probe.confirm(
@@ -330,11 +295,11 @@ class Supervisor:
                 "Choose another port, or port=0 for any free one.",
             )
         elif seen.verdict == "ready":
-            self._ready(plan, url)
+            self._ready(process, plan, url)
         else:
             self._loop.after(CONFIRM_AGAIN_S, "confirm", self._confirm)
 
-    def _ready(self, plan: LaunchPlan, url: str) -> None:
+    def _ready(self, process: EngineProcess, plan: LaunchPlan, url: str) -> None:
         spec = plan.spec
         model = plan.served_name
         info = plan.choice.info
@@ -356,7 +321,14 @@ class Supervisor:
             generation=self._view.generation + 1,
         )
         self._loop.cancel_timers()
-        self._begin_watch(plan, endpoint)  # before anyone can send it a request
+        self._watch = ServiceWatch(  # before anyone can send it a request
+            self._loop,
+            process,
+            plan,
+            endpoint,
+            floor_s=self._config.wedge_timeout_s,
+            on_verdict=self._judged,
+        )
         self._ready_s = time.monotonic()
         self._was_ready = True
         self._step(
@@ -367,80 +339,22 @@ class Supervisor:
             endpoint=endpoint,
         )
 
-    def _begin_watch(self, plan: LaunchPlan, endpoint: Endpoint) -> None:
-        self._watchdog = None
-        self._has_answered = (
-            not endpoint.capabilities.slots
-        )  # an engine that does not show it is trusted
-        if not endpoint.capabilities.slots:
-            return  # this engine does not show its progress: the client's own deadlines remain
-        # What it was tried with before it was ready is no answer to anyone.
-        self._tasks_before = latest_task(self._ask_slots(endpoint).body)
-        self._watchdog = Watchdog(
-            floor_s=self._config.wedge_timeout_s,
-            first_step_s=first_step_s(
-                parameters=plan.facts.parameters, batch=BATCH_TOKENS, threads=plan.spec.threads
-            ),
-            now_s=time.monotonic(),
-        )
-        self._watch_again()
-
-    def _ask_slots(self, endpoint: Endpoint) -> probe.Reply:
-        return probe.ask(
-            endpoint.base_url, "/slots", api_key=endpoint.api_key, timeout_s=LOOK_TIMEOUT_S
-        )
-
-    def _watch_again(self) -> None:
-        working = self._watchdog is not None and self._watchdog.working
-        pause_s = min(
-            WATCH_WORKING_S if working else WATCH_IDLE_S, self._config.wedge_timeout_s / 4
-        )
-        self._loop.after(pause_s, "watch", self._look)
-
-    def _look(self) -> None:
-        """Do tokens move? A suspect takes no new requests; one that is stuck is replaced."""
-        view, dog, process = self._view, self._watchdog, self._process
-        endpoint = view.endpoint or self._held_endpoint
-        if dog is None or process is None or process.pid is None or endpoint is None:
+    def _judged(self, verdict: Verdict, standing: str) -> None:
+        """A suspect takes no new requests; one that is stuck is replaced."""
+        process, watch, state = self._process, self._watch, self._view.state
+        if process is None or watch is None:
             return
-        reply = self._ask_slots(endpoint)
-        self._has_answered |= latest_task(reply.body) > self._tasks_before
-        now = time.monotonic()
-        verdict = dog.look(
-            now_s=now, cpu_s=_cpu_seconds(process.pid), slots=slots_at_work(reply.body)
-        )
-        standing = f"no token has moved for {dog.standing_s(now):.0f} s (limit {dog.limit_s:.0f} s)"
-        if verdict == "fine" and view.state is State.SUSPECT:
-            self._step(Event.RECOVERED, "tokens move again", endpoint=endpoint)
-        elif verdict != "fine" and view.state is State.READY:
-            self._held_endpoint = endpoint
+        if verdict == "fine" and state is State.SUSPECT:
+            self._step(Event.RECOVERED, "tokens move again", endpoint=watch.endpoint)
+        elif verdict != "fine" and state is State.READY:
             self._step(Event.SUSPECTED, standing, endpoint=None)
         if verdict == "stuck":
             self._wedged = f"it was stuck: {standing}"
-            process.kill()
-            self._loop.after(KILL_PATIENCE_S, "keeper", process.kill_keeper)
-            return
-        self._watch_again()
+            self._kill(process, self._wedged)
 
-    def _check_stall(self) -> None:
-        """A start may take any time, as long as something moves: output, or processor time."""
-        if self._process is None or self._process.pid is None:
-            self._loop.after(STALL_CHECK_S, "stall", self._check_stall)
-            return
-        cpu_s = _cpu_seconds(self._process.pid)
-        if cpu_s - self._cpu_s > CPU_PROGRESS_S:
-            self._cpu_s = cpu_s
-            self._progress_s = time.monotonic()
-        silence_s = time.monotonic() - self._progress_s
-        if silence_s < self._config.startup_stall_timeout_s:
-            self._loop.after(STALL_CHECK_S, "stall", self._check_stall)
-            return
-        self._fail_start(
-            "stalled",
-            f"The engine printed nothing and used no processor time for {silence_s:.0f} s while "
-            "starting.",
-            "The log has its last words; raise startup_stall_timeout_s if its disk is that slow.",
-        )
+    def _kill(self, process: EngineProcess, reason: str) -> None:
+        process.kill(reason)
+        self._loop.after(KILL_PATIENCE_S, "keeper", process.kill_keeper)
 
     def _fail_start(self, diagnosis: str, message: str, hint: str) -> None:
         """End a process that will never be ready; its end then tells why."""
@@ -453,8 +367,7 @@ class Supervisor:
             hint=hint,
         )
         if self._process is not None:
-            self._process.kill()
-            self._loop.after(KILL_PATIENCE_S, "keeper", self._process.kill_keeper)
+            self._kill(self._process, message)
 
     # --- its end ------------------------------------------------------------------------------
 
@@ -482,7 +395,7 @@ class Supervisor:
             out_of_memory=(oom_kills() or 0) > self._oom_kills,
         )
         how = ending(code=gone.code, signal=gone.signal)
-        self._watchdog = self._held_endpoint = None
+        watch, self._watch, self._start_watch = self._watch, None, None
         if self._wedged is not None:
             found = Diagnosis(code="wedged", sentence=self._wedged, hint=None, repeats=False)
             self._wedged = None
@@ -519,16 +432,27 @@ class Supervisor:
             log_path=self._view.log_path,
             hint=found.hint,
         )
-        self._decide(error, sentence, repeats=found.repeats or doom is not None, changes=changes)
+        self._decide(
+            error,
+            sentence,
+            repeats=found.repeats or doom is not None,
+            answered=watch is not None and watch.has_answered,
+            changes=changes,
+        )
 
     def _decide(
-        self, error: EngineStartError, sentence: str, *, repeats: bool, changes: dict[str, object]
+        self,
+        error: EngineStartError,
+        sentence: str,
+        *,
+        repeats: bool,
+        answered: bool,
+        changes: dict[str, object],
     ) -> None:
         """Restart, or fail."""
         now = time.monotonic()
         # One that was ready for long but never gave an answer has proven nothing.
-        proven = self._ready_s is not None and self._has_answered
-        ready_for_s = now - self._ready_s if proven and self._ready_s is not None else None
+        ready_for_s = now - self._ready_s if answered and self._ready_s is not None else None
         policy = self._config.restart
         delay_s = None
         if self._was_ready and not repeats:
@@ -556,18 +480,3 @@ class Supervisor:
             self._do_unresolved(exc)
             return
         self._launch(plan)
-
-
-def _rss_bytes(pid: int) -> int:
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
-
-
-def _cpu_seconds(pid: int) -> float:
-    try:
-        times = psutil.Process(pid).cpu_times()
-    except psutil.Error:
-        return 0.0
-    return float(times.user + times.system)
