@@ -98,7 +98,8 @@ def converse(
             raise blamed from None  # there was no room to tell the model what was wrong
         closed: Closed | None = None
         try:
-            closed = reply.closed(answer, wish, keep_all=emit)
+            room = sent.endpoint.context_tokens
+            closed = reply.closed(answer, wish, keep_all=emit, context_tokens=room)
             if closed is None:
                 reply.check(answer, wish)
         except LLMBadResponseError as exc:
