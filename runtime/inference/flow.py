@@ -164,6 +164,9 @@ def _ask(
             answer.read_calls()
         if wish.tools and wish.tools.call_wanted:
             answer.hold_text()
+        thinking = payload.thinks(wish, endpoint)
+        if not (wish.continued or (thinking and thinking.separated)):
+            answer.read_thoughts(thinking)
         return post(endpoint, CHAT_PATH, body), "first_token" if stream else "total"
 
     sent = yield from send(request, clock, resends)

@@ -18,6 +18,7 @@ from runtime.errors import LLMCapabilityError, LLMInvalidRequestError, SchemaVio
 from runtime.inference import prompted_tools, strictness
 from runtime.inference import response_format as response_formats
 from runtime.inference import schema as schemas
+from runtime.inference import thinking as thoughts
 from runtime.inference import tools as toolboxes
 from runtime.inference.histories import with_tools, without_tools
 from runtime.inference.messages import instructed, openai_call, openai_messages
@@ -26,6 +27,7 @@ from runtime.inference.policy import Policy
 if TYPE_CHECKING:
     from runtime.contracts import ToolCall
     from runtime.engines.base import Endpoint
+    from runtime.engines.thinking import Thinking
     from runtime.errors import LLMBadResponseError
     from runtime.inference.schema import Enforcement, Schema
     from runtime.inference.tools import ToolBox
@@ -237,7 +239,10 @@ def body(
             )
         else:
             made |= toolboxes.fields(wish.tools, llama_cpp=endpoint.kind in LLAMA_CPP_KINDS)
+    thinking = thinks(wish, endpoint)
     if not wish.schema:
+        if wish.tools and thinking and "grammar" in made:
+            made["grammar"] = thoughts.admitted(str(made["grammar"]), thinking)
         return made, None
     enforcement = schemas.enforcement(
         wish.schema, endpoint.capabilities, wish.policy.bounds, kind=endpoint.kind
@@ -246,7 +251,10 @@ def body(
         strictness.demand(wish.schema, enforcement)
     if enforcement.instruction:
         made["messages"] = instructed(messages, enforcement.instruction)
-    return {**made, **enforcement.fields}, enforcement
+    made |= enforcement.fields
+    if thinking and "grammar" in made:
+        made["grammar"] = thoughts.admitted(str(made["grammar"]), thinking)
+    return made, enforcement
 
 
 def corrected(
@@ -287,6 +295,13 @@ def told(wish: Wish, endpoint: Endpoint, calls: Sequence[ToolCall]) -> Wish | No
     if missing and not prompts_tools(wish, endpoint) and (known.llguidance or known.grammar):
         return replace(wish, tells_tools=True)
     return None
+
+
+def thinks(wish: Wish, endpoint: Endpoint) -> Thinking | None:
+    """How the model will think before it answers; None when it will not, or that is not known."""
+    switches = wish.options.get("chat_template_kwargs")
+    forbidden = isinstance(switches, Mapping) and switches.get("enable_thinking") is False
+    return None if forbidden or wish.continued else endpoint.capabilities.thinking
 
 
 def prompts_tools(wish: Wish, endpoint: Endpoint) -> bool:

@@ -185,8 +185,12 @@ def _check_schema(answer: Answer, wanted: schema.Schema, text: str) -> None:
 
 def _cut(answer: Answer, what: str, partial: str) -> CutOffError:
     count = answer.usage.completion_tokens if answer.usage else None
+    after = f" after {count} tokens" if count else ""
+    only_thought = answer.reasoning and not partial
     return CutOffError(
-        f"{what} was cut off by the token budget{f' after {count} tokens' if count else ''}.",
+        f"The token budget ended the model's thinking{after}; {what[0].lower()}{what[1:]} had not begun."
+        if only_thought
+        else f"{what} was cut off by the token budget{after}.",
         partial_text=partial,
         hint="Raise max_tokens (or ctx_size, when the context is full).",
     )
