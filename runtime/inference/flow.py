@@ -15,6 +15,8 @@ from runtime.errors import (
     CutOffError,
     EngineNotRunningError,
     LLMBadResponseError,
+    LLMInvalidRequestError,
+    ServerStatusError,
 )
 from runtime.inference import failures, payload, reply
 from runtime.inference.clock import Clock
@@ -96,6 +98,11 @@ def converse(
             if blamed is None:
                 raise
             raise blamed from None  # there was no room to tell the model what was wrong
+        except (LLMInvalidRequestError, ServerStatusError) as exc:
+            if (better := payload.repaired(asked, exc)) is None:
+                raise
+            asked, wish = better, payload.repaired(wish, exc) or wish
+            continue
         closed: Closed | None = None
         try:
             room = sent.endpoint.context_tokens
@@ -128,7 +135,8 @@ def converse(
             resends=sent.resends,
             started_at=started_at,
             closed=closed,
-            tools=payload.tool_path(wish, sent.endpoint),
+            tools=payload.tool_path(asked, sent.endpoint),
+            repair=asked.repair,
         )
         if emit and closed and (added := reply.addition(answer, closed)):
             yield Emit(added)

@@ -44,6 +44,7 @@ class Attempt:
         sampling: What of the sampling was recommended for the model, not asked for.
         enforcement: How the schema was enforced while decoding, if there was one.
         tools: How tools were offered, if there were any.
+        repair: How far the history had to be brought into order; 0 for not at all.
         number: 0 for the first attempt, grows with each new seed.
         resends: How often the request was sent again because no answer began.
         started_at: When the first attempt began, ISO 8601.
@@ -60,6 +61,7 @@ class Attempt:
     started_at: str
     closed: Closed | None = None
     tools: Literal["native", "prompt"] | None = None
+    repair: int = 0
 
 
 def check(answer: Answer, wish: Wish) -> None:
@@ -248,6 +250,8 @@ def _notes(answer: Answer, attempt: Attempt) -> dict[str, object]:
         notes["timings"] = timings
         if "cache_n" in timings and "prompt_n" in timings:
             notes["cache"] = {"reused": timings["cache_n"], "processed": timings["prompt_n"]}
+    if attempt.repair:
+        notes["history"] = "reordered" if attempt.repair == 1 else "flattened"
     if attempt.sampling:
         notes["recommended_sampling"] = dict(attempt.sampling)
     if answer.reasoning:
