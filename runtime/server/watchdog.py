@@ -25,6 +25,8 @@ STEP_FACTOR: Final = 4.0
 # that spin for each other lose most of it to a busy neighbour (30 times slower was seen).
 SLOWEST_FLOPS_PER_THREAD: Final = 5e8
 IDLE_CPU_SHARE: Final = 0.01
+# Of the looks at a frozen engine, a few see the thread that has just answered.
+ASLEEP_SHARE: Final = 0.7
 # Fewer tell nothing of the cost of one: most of the time was not theirs.
 MEASURED_TOKENS: Final = 32
 
@@ -40,7 +42,7 @@ class SlotView:
         task: The request it works on.
         prompt_done: Prompt tokens processed.
         decoded: Tokens generated.
-        prompt: Tokens of the whole prompt; 0 when the engine does not say.
+        prompt: Prompt tokens it has taken up, those at work included; 0 when it does not say.
     """
 
     slot: int
@@ -83,8 +85,11 @@ class Watchdog:
         self._seen: frozenset[SlotView] = frozenset()
         self._moved_s = now_s
         self._cpu_moved_s = 0.0
-        self._awake_s = now_s
-        self._cpu_awake_s = 0.0
+        self._looked_s = now_s
+        self._cpu_looked_s = 0.0
+        self._slept_s = 0.0
+        self._starved_s = 0.0
+        self._asleep = False
         self._answered = True
 
     @property
@@ -111,13 +116,10 @@ class Watchdog:
 
     def reason(self, now_s: float) -> str:
         """What speaks against it, in words."""
-        slept_s, standing_s = now_s - self._awake_s, now_s - self._moved_s
-        if slept_s >= self._floor_s / 2:
-            return (
-                f"no token has moved for {standing_s:.0f} s, and every thread has slept for "
-                f"{slept_s:.0f} s (limit {self._floor_s:.0f} s)"
-            )
-        return f"no token has moved for {standing_s:.0f} s (limit {self.limit_s:.0f} s)"
+        standing = f"no token has moved for {now_s - self._moved_s:.0f} s"
+        if self._asleep:
+            return f"{standing}, and every thread sleeps (limit {self._floor_s:.0f} s)"
+        return f"{standing} (limit {self.limit_s:.0f} s)"
 
     def look(
         self,
@@ -136,8 +138,8 @@ class Watchdog:
             asleep: No thread of the engine runs, wants to run or waits for a disk, and no other
                 device could be at its work; None where that is not known.
         """
-        if not asleep:
-            self._awake_s, self._cpu_awake_s = now_s, cpu_s
+        passed_s, used_s = now_s - self._looked_s, cpu_s - self._cpu_looked_s
+        self._looked_s, self._cpu_looked_s = now_s, cpu_s
         if slots is not None:
             self._answered = True
             seen = frozenset(slots)
@@ -152,24 +154,28 @@ class Watchdog:
             return "fine"
         else:
             self._answered = False
-        slept_s = now_s - self._awake_s
-        if slept_s >= self._floor_s / 2 and cpu_s - self._cpu_awake_s < IDLE_CPU_SHARE * slept_s:
-            return "stuck" if slept_s >= self._floor_s else "suspect"
+        if asleep:
+            self._slept_s += passed_s
+        elif asleep is False:
+            self._starved_s += max(0.0, passed_s - used_s / self._threads)
         standing_s = now_s - self._moved_s
         spent_s = cpu_s - self._cpu_moved_s
-        limit_s = self.limit_s
-        if asleep is False or spent_s > IDLE_CPU_SHARE * standing_s:
-            standing_s = min(
-                standing_s, spent_s / self._threads
-            )  # what it was not given is no time
+        worked = spent_s > IDLE_CPU_SHARE * standing_s
+        self._asleep = not worked and self._slept_s > ASLEEP_SHARE * standing_s
+        limit_s = self._floor_s if self._asleep else self.limit_s
+        # Time that it was not given does not count.
+        if asleep is None and worked:
+            standing_s = min(standing_s, spent_s / self._threads)
+        standing_s -= self._starved_s
         if standing_s < limit_s / 2:
             return "fine"
         return "stuck" if standing_s >= limit_s else "suspect"
 
     def _moved(self, now_s: float, cpu_s: float, seen: frozenset[SlotView]) -> None:
         self._seen = seen
-        self._moved_s = self._awake_s = now_s
-        self._cpu_moved_s = self._cpu_awake_s = cpu_s
+        self._moved_s, self._cpu_moved_s = now_s, cpu_s
+        self._slept_s = self._starved_s = 0.0
+        self._asleep = False
 
     def _note_step(self, now_s: float, seen: frozenset[SlotView]) -> None:
         """A step ended: what it took is what such a one may take, from now on."""

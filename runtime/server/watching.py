@@ -184,6 +184,8 @@ class ServiceWatch:
         if self._process.pid is None:
             return
         dog = self._watchdog
+        # Before the question: whoever answers it is awake for that alone.
+        asleep = _sleeps(self._process.pid) if self._on_cpu else None
         reply = self._ask_slots()
         self.has_answered |= latest_task(reply.body) > self._tasks_before
         now = time.monotonic()
@@ -191,7 +193,7 @@ class ServiceWatch:
             now_s=now,
             cpu_s=_cpu_seconds(self._process.pid),
             slots=slots_at_work(reply.body),
-            asleep=_sleeps(self._process.pid) if self._on_cpu else None,
+            asleep=asleep,
         )
         if verdict != "stuck":
             self._look_again()

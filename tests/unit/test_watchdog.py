@@ -133,6 +133,8 @@ def test_a_thread_that_wants_to_run_and_may_not_is_starved_not_stuck() -> None:
     judge = dog()
     judge.look(now_s=0, cpu_s=0, slots=at_work(1), asleep=False)
     assert judge.look(now_s=3000, cpu_s=3, slots=at_work(1), asleep=False) == "fine"
+    judge = dog()
+    judge.look(now_s=0, cpu_s=0, slots=at_work(1))
     assert judge.look(now_s=3000, cpu_s=3, slots=at_work(1)) == "stuck", "where nobody can see it"
 
 
@@ -176,15 +178,26 @@ def test_a_freeze_in_the_first_batch_of_a_large_model_is_found_at_the_floor() ->
         for t in (10, 16, 29, 31)
     ]
     assert verdicts == ["fine", "suspect", "suspect", "stuck"]
-    assert "every thread has slept for 31 s (limit 30 s)" in judge.reason(31)
+    assert "for 31 s, and every thread sleeps (limit 30 s)" in judge.reason(31)
 
 
-def test_it_must_sleep_all_the_time_to_be_taken_for_frozen() -> None:
+def test_a_thread_that_just_answers_does_not_hide_a_freeze() -> None:
+    judge = dog(SEVEN_B_S)
+    judge.look(now_s=0, cpu_s=5, slots=at_work(0))
+    verdicts = [
+        judge.look(now_s=t, cpu_s=5 + t / 1000, slots=at_work(0), asleep=t % 8 > 0)
+        for t in range(1, 41)
+    ]
+    assert verdicts.index("stuck") < 38
+    assert "fine" not in verdicts[verdicts.index("suspect") :], "no coming and going"
+
+
+def test_it_must_sleep_nearly_all_the_time_to_be_taken_for_frozen() -> None:
     """Starved to nothing by others, a thread is still runnable whenever it is looked at."""
     judge = dog(SEVEN_B_S)
     judge.look(now_s=0, cpu_s=5, slots=at_work(0))
     for t in range(1, 2000, 4):
-        asleep = t % 3 > 0
+        asleep = t // 4 % 2 > 0
         assert judge.look(now_s=t, cpu_s=5.0, slots=at_work(0), asleep=asleep) == "fine"
     judge = dog(SEVEN_B_S)
     judge.look(now_s=0, cpu_s=5, slots=at_work(0))
