@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         StorageError,
         TooManyRequestsError,
         UnclosableAnswerError,
+        UnenforceableSchemaError,
     )
     from runtime.inference.bounds import Bounds
     from runtime.server.manager import ServerManager
@@ -136,6 +137,7 @@ __all__ = [
     "ToolSideEffects",
     "ToolSpec",
     "UnclosableAnswerError",
+    "UnenforceableSchemaError",
     "Usage",
     "__version__",
 ]

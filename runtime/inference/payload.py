@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from runtime.errors import LLMCapabilityError, LLMInvalidRequestError, SchemaViolationError
-from runtime.inference import prompted_tools, strictness
+from runtime.inference import grammars, prompted_tools, strictness
 from runtime.inference import response_format as response_formats
 from runtime.inference import schema as schemas
 from runtime.inference import tools as toolboxes
@@ -178,7 +178,7 @@ def _wish(
     if "grammar" in rest and (box or schema):
         raise LLMInvalidRequestError("A grammar excludes tools and a response schema.")
     if "grammar" in rest:
-        schemas.check_grammar(rest["grammar"])
+        grammars.check_grammar(rest["grammar"])
     wish = Wish(
         messages=openai_messages(messages),
         model=_model(model),
@@ -205,7 +205,7 @@ def body(
     """
     if grammar := wish.options.get("grammar"):
         known = endpoint.capabilities
-        lark = schemas.is_lark(grammar)
+        lark = grammars.is_lark(grammar)
         if (known.llguidance if lark else known.grammar) is False:
             raise LLMCapabilityError(
                 f"The engine takes no {'llguidance' if lark else 'GBNF'} grammars.",
