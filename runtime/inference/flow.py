@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from runtime.contracts import LLMDelta, Provenance
+from runtime.contracts import Provenance
 from runtime.errors import (
     ConnectionLostError,
     ContextOverflowError,
@@ -103,13 +103,18 @@ def converse(
             if closed is None:
                 reply.check(answer, wish)
         except LLMBadResponseError as exc:
-            delivered = emit and answer.begun
-            corrected = payload.corrected(wish, exc)
-            # The same budget would cut it off again, and the same words without chance be repeated.
-            same = wish.temperature == 0 and corrected is None
-            if delivered or isinstance(exc, CutOffError) or same or number >= limits.max_retries:
+            if (emit and answer.delivered) or number >= limits.max_retries:
                 raise
-            asked, blamed = (wish, None) if corrected is None else (corrected, exc)
+            if told := payload.told(asked, sent.endpoint, answer.tool_calls):
+                wish = asked = told
+                blamed = None
+            else:
+                corrected = payload.corrected(wish, exc, answer.tool_calls)
+                # The same budget would cut it off again, and the same words without chance be
+                # repeated.
+                if isinstance(exc, CutOffError) or (wish.temperature == 0 and corrected is None):
+                    raise
+                asked, blamed = (wish, None) if corrected is None else (corrected, exc)
             number += 1
             resends = sent.resends
             continue
@@ -123,9 +128,10 @@ def converse(
             resends=sent.resends,
             started_at=started_at,
             closed=closed,
+            tools=payload.tool_path(wish, sent.endpoint),
         )
-        if emit and closed and (added := closed.text[closed.start :]):
-            yield Emit(LLMDelta(text_delta=added))
+        if emit and closed and (added := reply.addition(answer, closed)):
+            yield Emit(added)
         return reply.response(answer, attempt, backend, latency_ms=clock.elapsed_ms)
 
 
@@ -154,8 +160,10 @@ def _ask(
         nonlocal enforcement
         stream = not whole and (emit or endpoint.kind in payload.LLAMA_CPP_KINDS)
         body, enforcement = payload.body(wish, endpoint, seed=seed, stream=stream)
-        if wish.tools and payload.prompts_tools(endpoint):
+        if wish.tools and wish.tools.choice != "none" and payload.prompts_tools(wish, endpoint):
             answer.read_calls()
+        if wish.tools and wish.tools.call_wanted:
+            answer.hold_text()
         return post(endpoint, CHAT_PATH, body), "first_token" if stream else "total"
 
     sent = yield from send(request, clock, resends)
