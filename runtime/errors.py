@@ -255,6 +255,7 @@ class RequestTimeoutError(LLMProviderError):
         phase: Which one: ``"connect"``, ``"first_token"``, ``"stall"`` or ``"total"``.
         after_s: Seconds waited.
         partial_text: What had arrived, or None.
+        doing: What the engine was doing, as far as that is known, or None.
     """
 
     def __init__(
@@ -264,12 +265,14 @@ class RequestTimeoutError(LLMProviderError):
         phase: str,
         after_s: float,
         partial_text: str | None = None,
+        doing: str | None = None,
         hint: str | None = None,
     ) -> None:
         super().__init__(message, hint=hint)
         self.phase = phase
         self.after_s = after_s
         self.partial_text = partial_text
+        self.doing = doing
 
 
 class ConnectionLostError(LLMProviderError):
@@ -283,6 +286,29 @@ class ConnectionLostError(LLMProviderError):
         self, message: str, *, partial_text: str | None = None, hint: str | None = None
     ) -> None:
         super().__init__(message, hint=hint)
+        self.partial_text = partial_text
+
+
+class CrashingRequestError(LLMProviderError):
+    """A request is given up because the engine died of it, each time it was asked.
+
+    Attributes:
+        crashes: How often.
+        endings: How the process ended each time (``"SIGSEGV"``), oldest first.
+        partial_text: What had arrived, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        endings: Sequence[str],
+        partial_text: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.endings = tuple(endings)
+        self.crashes = len(self.endings)
         self.partial_text = partial_text
 
 

@@ -54,7 +54,10 @@ class HttpHead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Locate:
-    """Give me the server's address, waiting while it restarts. Result: an ``Endpoint``."""
+    """Give me the server's address, waiting while it restarts. Result: an ``Endpoint``.
+
+    The :class:`LLMError` that says why there is none is thrown into the flow.
+    """
 
     timeout_s: float
 

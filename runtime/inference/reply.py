@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from runtime.contracts import LLMResponse, Provenance
 from runtime.errors import CutOffError, LLMBadResponseError, UnclosableAnswerError
 from runtime.inference import schema, tools
+from runtime.inference.clock import Pace
+from runtime.inference.incidents import Incidents
 from runtime.inference.names import public_name
 
 if TYPE_CHECKING:
@@ -27,10 +29,14 @@ class Backend:
     Attributes:
         name: The client's name.
         config_hash: Changes when, and only when, the client's configuration does.
+        pace: How fast its engine processes prompts, as its requests have seen.
+        incidents: What its requests know of one another when the engine dies.
     """
 
     name: str
     config_hash: str
+    pace: Pace = field(default_factory=Pace, compare=False)
+    incidents: Incidents = field(default_factory=Incidents, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +50,8 @@ class Attempt:
         sampling: What of the sampling was recommended for the model, not asked for.
         enforcement: How the schema was enforced while decoding, if there was one.
         number: 0 for the first attempt, grows with each new seed.
-        resends: How often the request was sent again because no answer began.
+        resends: How often the request was sent again as it was, because it broke off.
+        recovery: Where the answer broke off, and how it went on; None when it did not.
         started_at: When the first attempt began, ISO 8601.
         closed: The answer as it was completed here, if it was cut off.
     """
@@ -58,6 +65,7 @@ class Attempt:
     resends: int
     started_at: str
     closed: Closed | None = None
+    recovery: Mapping[str, object] | None = None
 
 
 def check(answer: Answer, wish: Wish) -> None:
@@ -189,6 +197,8 @@ def _notes(answer: Answer, attempt: Attempt) -> dict[str, object]:
         notes["timings"] = timings
         if "cache_n" in timings and "prompt_n" in timings:
             notes["cache"] = {"reused": timings["cache_n"], "processed": timings["prompt_n"]}
+    if attempt.recovery:
+        notes["recovery"] = dict(attempt.recovery)
     if attempt.sampling:
         notes["recommended_sampling"] = dict(attempt.sampling)
     if answer.reasoning:

@@ -23,6 +23,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
+from runtime.errors import LLMError, RequestTimeoutError
 from runtime.inference.effects import (
     AbortedError,
     BrokenError,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PACKET_BYTES = 64 * 1024
+_LOOK_UP_S = 0.1
 
 
 class Wire:
@@ -100,6 +102,27 @@ class Wire:
             if not data and self._response.length:
                 raise BrokenError(f"{self._response.length} bytes are missing")
         return data
+
+    def locate(self, find: Callable[[float], Endpoint], timeout_s: float) -> Endpoint:
+        """Where to send the request; waits as long as ``find`` does, and looks up now and then.
+
+        Raises:
+            AbortedError: The wire was aborted meanwhile.
+            LLMError: What ``find`` raises.
+        """
+        until = time.monotonic() + timeout_s
+        while True:
+            left_s = max(0.0, until - time.monotonic())
+            try:
+                found = find(min(left_s, _LOOK_UP_S))
+            except RequestTimeoutError:
+                if not self.aborted and left_s > _LOOK_UP_S:
+                    continue
+                if not self.aborted:
+                    raise
+            if self.aborted:
+                raise AbortedError("closed")
+            return found
 
     def pause(self, seconds: float) -> None:
         """Wait.
@@ -174,7 +197,7 @@ def iterate(
     Closing the generator closes the connection, which cancels the answer.
     """
     result: object = None
-    failure: WireError | None = None
+    failure: WireError | LLMError | None = None
     with contextlib.closing(flow), board.connected(wire):
         while True:
             try:
@@ -192,10 +215,10 @@ def iterate(
                 elif isinstance(effect, Open):
                     result = wire.open(effect)
                 elif isinstance(effect, Locate):
-                    result = locate(effect.timeout_s)
+                    result = wire.locate(locate, effect.timeout_s)
                 else:
                     wire.pause(effect.seconds)
-            except WireError as exc:
+            except (WireError, LLMError) as exc:  # the latter when the server cannot be located
                 failure = exc
 
 
