@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from runtime.client.aio import AsyncLlamaClient
     from runtime.client.sync import LlamaClient
     from runtime.contracts import (
         BackendCapabilities,
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AsyncLlamaClient",
     "BackendCapabilities",
     "BackendStatus",
     "Bounds",
@@ -143,6 +145,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsyncLlamaClient": "runtime.client.aio",
     "Bounds": "runtime.inference.bounds",
     "LlamaClient": "runtime.client.sync",
     "ModelStore": "runtime.store",

@@ -97,6 +97,8 @@ def converse(
     ask = _Ask(wish, limits, backend, emit=emit)
     try:
         return (yield from _answered(ask))
+    except AbortedError as exc:
+        raise client_closed() from exc
     finally:
         backend.incidents.leave(ask.ticket)
 
@@ -133,7 +135,8 @@ def _answered(ask: _Ask) -> Flow[LLMResponse]:
         ask.backend.pace.learn_from(answer.timings)
         closed: Closed | None = None
         try:
-            closed = reply.closed(answer, wish, keep_all=emit)
+            room = got.endpoint.context_tokens
+            closed = reply.closed(answer, wish, keep_all=emit, context_tokens=room)
             if closed is None:
                 reply.check(answer, wish)
         except LLMBadResponseError as exc:
@@ -231,11 +234,9 @@ def _attempt(ask: _Ask, asked: Wish, answer: Answer, seed: int) -> Flow[_Got]:
         if course.continuing or answer.reasoning or not payload.can_go_on(asked, endpoint):
             raise failures.diverged(partial_text=course.partial) from None
         raise
-    except AbortedError as exc:
-        raise client_closed() from exc
     except ExpiredError as exc:
         raise (yield from _late(exc, ask, answer, "total", endpoint)) from exc
-    except WireError as exc:
+    except BrokenError as exc:
         raise _broken(exc, endpoint.base_url) from exc
     return _Got(answer, endpoint, enforcement)
 
@@ -269,8 +270,6 @@ def _located(ask: _Ask) -> Flow[Endpoint]:
 def _located_once(ask: _Ask) -> Flow[Endpoint]:
     try:
         return (yield from locate(ask.clock.left_s))
-    except AbortedError as exc:
-        raise client_closed() from exc
     except LLMProviderError as exc:
         if partial := ask.course.partial:
             raise failures.did_not_come_back(exc, partial_text=partial) from exc
@@ -401,8 +400,6 @@ def _opened(wanted: HttpRequest, clock: Clock, phase: Phase) -> Flow[HttpHead]:
                 until=clock.until(phase),
             )
         )
-    except AbortedError as exc:
-        raise client_closed() from exc
     except (UnreachableError, BrokenError) as exc:
         raise _broken(exc, wanted.base_url) from exc
 
@@ -414,6 +411,15 @@ def fetch(
 
     A request that broke off is sent again, to wherever the server is by then.
     """
+    try:
+        return (yield from _fetched(request, clock))
+    except AbortedError as exc:
+        raise client_closed() from exc
+
+
+def _fetched(
+    request: Callable[[Endpoint], HttpRequest], clock: Clock
+) -> Flow[tuple[Endpoint, HttpHead, bytes]]:
     course = Course(max_retries=clock.limits.max_retries, emit=False)
     while True:
         try:
@@ -430,8 +436,6 @@ def fetch(
             if pause_s is None:
                 raise exc.error from exc.__cause__
             yield Pause(pause_s)
-        except AbortedError as exc:
-            raise client_closed() from exc
         except ExpiredError as exc:
             raise clock.timeout("connect" if exc.connecting else "total") from exc
         else:

@@ -95,16 +95,19 @@ def check(answer: Answer, wish: Wish) -> None:
         )
 
 
-def closed(answer: Answer, wish: Wish, *, keep_all: bool) -> Closed | None:
+def closed(
+    answer: Answer, wish: Wish, *, keep_all: bool, context_tokens: int | None = None
+) -> Closed | None:
     """The answer that was cut off, completed; None when it was not, or is not to be completed.
 
     Args:
         answer: What came.
         wish: What was asked for.
         keep_all: Whether the caller has the text already, so that nothing can be taken back.
+        context_tokens: The context of one request, which bounds what may be added.
 
     Raises:
-        UnclosableAnswerError: No valid completion was found.
+        UnclosableAnswerError: No valid completion was found, or none that is short enough.
     """
     if wish.schema is None or answer.finish_reason != "length":
         return None
@@ -120,6 +123,14 @@ def closed(answer: Answer, wish: Wish, *, keep_all: bool) -> Closed | None:
             partial_text=text,
             hint="Raise max_tokens, or simplify the schema"
             + (", or do not stream: then what fits nowhere can be left out." if keep_all else "."),
+        )
+    added, most = len(found.text) - found.start, closing.most_added(context_tokens)
+    if added > most:
+        raise UnclosableAnswerError(
+            "The JSON was cut off by the token budget, and the shortest valid completion that was "
+            f"found adds {added} characters; at most {most} are added.",
+            partial_text=text,
+            hint="Raise max_tokens and ctx_size, or simplify the schema.",
         )
     whole = found.text == text and schema.ends_by_itself(text)
     return None if whole else found

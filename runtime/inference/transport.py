@@ -14,6 +14,7 @@ connection holds one of its threads. A connection on loopback costs a tenth of a
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import socket
 import ssl
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from runtime.contracts import LLMDelta
     from runtime.engines.base import Endpoint
     from runtime.inference.effects import Flow, HttpRequest
+    from runtime.inference.switchboard import Switchboard
 
 T = TypeVar("T")
 
@@ -80,7 +82,7 @@ class Wire:
             connection = HTTPConnection(parts.netloc)
             connection.sock = connected
             connection.request(
-                request.method, parts.path + request.path, request.body, _headers(request)
+                request.method, parts.path + request.path, request.body, headers(request)
             )
             self._response = response = connection.getresponse()
         return HttpHead(
@@ -158,37 +160,6 @@ class Wire:
         return _Translated(self)
 
 
-class Switchboard:
-    """The requests a client has under way. Any thread may close it, which ends them all."""
-
-    def __init__(self) -> None:
-        self._wires: set[Wire] = set()
-        self._lock = threading.Lock()
-        self._closed = False
-
-    @contextlib.contextmanager
-    def connected(self, wire: Wire) -> Generator[None]:
-        """Count ``wire`` among them for the time being; closes its connection in the end."""
-        with self._lock:
-            self._wires.add(wire)
-            if self._closed:
-                wire.abort()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._wires.discard(wire)
-            wire.close()
-
-    def close(self) -> None:
-        """End every request under way, and each one to come; safe to call twice."""
-        with self._lock:
-            self._closed = True
-            wires = list(self._wires)
-        for wire in wires:
-            wire.abort()
-
-
 def iterate(
     flow: Flow[T], *, locate: Callable[[float], Endpoint], board: Switchboard, wire: Wire
 ) -> Generator[LLMDelta, None, T]:
@@ -198,7 +169,7 @@ def iterate(
     """
     result: object = None
     failure: WireError | LLMError | None = None
-    with contextlib.closing(flow), board.connected(wire):
+    with contextlib.closing(flow), board.connected(wire), contextlib.closing(wire):
         while True:
             try:
                 effect = flow.send(result) if failure is None else flow.throw(failure)
@@ -323,10 +294,16 @@ def _connect(scheme: str, host: str, port: int | None, effect: Open) -> _Deadlin
     return _DeadlineSocket(connected, effect.until)
 
 
+@functools.cache
+def tls_context() -> ssl.SSLContext:
+    """What TLS connections trust: the system's authorities, read once (some 20 ms)."""
+    return ssl.create_default_context()
+
+
 def _secured(connected: socket.socket, host: str) -> socket.socket:
     """The connection with TLS on it; within what is left of the time to connect."""
     try:
-        return ssl.create_default_context().wrap_socket(connected, server_hostname=host)
+        return tls_context().wrap_socket(connected, server_hostname=host)
     except TimeoutError as exc:
         connected.close()
         raise ExpiredError(f"no TLS with {host}", connecting=True) from exc
@@ -335,10 +312,11 @@ def _secured(connected: socket.socket, host: str) -> socket.socket:
         raise UnreachableError(f"no TLS with {host}: {exc}") from exc
 
 
-def _headers(request: HttpRequest) -> dict[str, str]:
-    headers = {"Connection": "close", "User-Agent": "llama-runtime"}
+def headers(request: HttpRequest) -> dict[str, str]:
+    """The header fields of a request, besides those that HTTP itself needs."""
+    fields = {"Connection": "close", "User-Agent": "llama-runtime"}
     if request.body is not None:
-        headers["Content-Type"] = "application/json"
+        fields["Content-Type"] = "application/json"
     if request.api_key:
-        headers["Authorization"] = f"Bearer {request.api_key}"
-    return headers
+        fields["Authorization"] = f"Bearer {request.api_key}"
+    return fields

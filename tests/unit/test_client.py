@@ -441,6 +441,16 @@ def test_json_cut_by_the_budget_can_be_closed(server: FakeServer) -> None:
         assert caught.value.partial_text == '{"n": '
 
 
+def test_a_closing_that_fills_the_context_is_refused(server: FakeServer) -> None:
+    long = {"type": "string", "minLength": 100_000}
+    with LlamaClient(base_url=server.url, on_truncation="close") as client:
+        server.will(says('"a', reason="length"))
+        with pytest.raises(UnclosableAnswerError, match="adds 100000 characters") as caught:
+            client.generate(ask(response_schema=long))
+    assert caught.value.partial_text == '"a'
+    assert "ctx_size" in str(caught.value.hint)
+
+
 def test_a_stream_that_is_closed_delivers_the_closing_too(server: FakeServer) -> None:
     with LlamaClient(base_url=server.url, on_truncation="close") as client:
         server.will(says('{"n":', " 3", reason="length"))
