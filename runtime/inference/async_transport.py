@@ -238,6 +238,8 @@ class Performance(Generic[T]):
             except StopIteration as stop:
                 self.result = stop.value
                 return None
+            except AbortedError as exc:
+                raise client_closed() from exc
             if isinstance(effect, Emit):
                 return effect
             result = failure = None

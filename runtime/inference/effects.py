@@ -133,7 +133,10 @@ class ExpiredError(WireError):
 
 
 class AbortedError(WireError):
-    """The client was closed while the request ran."""
+    """The client was closed while the request ran.
+
+    No flow catches it: the driver tells the caller.
+    """
 
 
 def locate(timeout_s: float) -> Flow[Endpoint]:

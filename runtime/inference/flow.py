@@ -20,7 +20,6 @@ from runtime.errors import (
 from runtime.inference import failures, payload, reply
 from runtime.inference.clock import Clock
 from runtime.inference.effects import (
-    AbortedError,
     BrokenError,
     Emit,
     ExpiredError,
@@ -97,8 +96,6 @@ def converse(
     ask = _Ask(wish, limits, backend, emit=emit)
     try:
         return (yield from _answered(ask))
-    except AbortedError as exc:
-        raise client_closed() from exc
     finally:
         backend.incidents.leave(ask.ticket)
 
@@ -411,15 +408,6 @@ def fetch(
 
     A request that broke off is sent again, to wherever the server is by then.
     """
-    try:
-        return (yield from _fetched(request, clock))
-    except AbortedError as exc:
-        raise client_closed() from exc
-
-
-def _fetched(
-    request: Callable[[Endpoint], HttpRequest], clock: Clock
-) -> Flow[tuple[Endpoint, HttpHead, bytes]]:
     course = Course(max_retries=clock.limits.max_retries, emit=False)
     while True:
         try:

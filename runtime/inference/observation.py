@@ -233,10 +233,15 @@ class _Trip:
         """It was performed, with this result."""
         if isinstance(value, HttpHead):
             self._streams = value.status == 200 and value.content_type == "text/event-stream"
-        elif self._streams and self.first_chunk_at is None and isinstance(effect, Read):
-            # How far the prompt is comes before the first chunk of the answer.
-            if isinstance(value, bytes) and value and b'"prompt_progress"' not in value:
-                self.first_chunk_at = time.monotonic()
+        elif (
+            self._streams
+            and self.first_chunk_at is None
+            and isinstance(effect, Read)
+            and isinstance(value, bytes)
+            and value
+            and b'"prompt_progress"' not in value  # which comes before the answer begins
+        ):
+            self.first_chunk_at = time.monotonic()
 
     def failed(self, effect: Effect, error: WireError | LLMError) -> None:
         """It could not be performed."""

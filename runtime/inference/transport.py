@@ -37,6 +37,7 @@ from runtime.inference.effects import (
     UnreachableError,
     WireError,
 )
+from runtime.inference.flow import client_closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -176,6 +177,8 @@ def iterate(
             except StopIteration as stop:
                 done: T = stop.value
                 return done
+            except AbortedError as exc:
+                raise client_closed() from exc
             result = failure = None
             if isinstance(effect, Emit):
                 yield effect.item
