@@ -1,10 +1,10 @@
-"""Structured answers and tool calls, measured: the bare engine beside this runtime.
+"""Structured answers, measured: the bare engine beside this runtime.
 
     python scripts/schema_bench.py SCHEMAS.json [--model REF] [--max-tokens N] [--limit N] ...
 
 SCHEMAS.json is a list of objects with ``id`` and ``schema``. Each schema goes through the engine's
-own ``response_format`` and through the client; every answer is judged by the schema itself. With
-``--tools`` the tool-call table over a dozen sets of tools is measured instead.
+own ``response_format`` and through the client; every answer is judged by the schema itself. The
+tool-call table is scripts/tool_table.py.
 """
 
 from __future__ import annotations
@@ -26,9 +26,6 @@ from runtime import (
     LLMChatParams,
     LLMError,
     LLMInvalidRequestError,
-    LLMMessage,
-    LLMRequest,
-    ToolSpec,
 )
 from runtime.inference import schema as schemas
 
@@ -129,80 +126,10 @@ def ours(client: LlamaClient, name: str, document: Any, args: argparse.Namespace
         tally.seconds += time.monotonic() - started
 
 
-def tool_sets() -> list[list[ToolSpec]]:
-    """A dozen sets of tools, 1 to 20 in each."""
-    text: dict[str, Any] = {"type": "string", "maxLength": 40}
-    kinds: list[tuple[str, dict[str, Any], list[str]]] = [
-        ("get_weather", {"city": text, "unit": {"enum": ["C", "F"]}}, ["city", "unit"]),
-        ("add", {"x": {"type": "integer"}, "y": {"type": "integer"}}, ["x", "y"]),
-        ("search", {"query": {**text, "minLength": 1}, "limit": {"minimum": 1, "maximum": 9,
-                    "type": "integer"}}, ["query"]),
-        ("send", {"to": {**text, "format": "email"}, "body": text}, ["to", "body"]),
-        ("book", {"day": {"type": "string", "format": "date"}}, ["day"]),
-        ("tag", {"tags": {"type": "array", "items": text, "maxItems": 4, "minItems": 1}}, ["tags"]),
-        ("move", {"to": {"type": "object", "properties": {"x": {"type": "number", "minimum": 0,
-                  "maximum": 1}, "y": {"$ref": "#/properties/to/properties/x"}},
-                  "required": ["x", "y"], "additionalProperties": False}}, ["to"]),
-        ("order", {"code": {"type": "string", "pattern": "^[A-Z]{3}-\\d{4}$"}}, ["code"]),
-        ("now", {}, []),
-        ("set", {"value": {"anyOf": [{"type": "boolean"}, {"type": "null"}]}}, ["value"]),
-    ]  # fmt: skip
-
-    def made(index: int) -> ToolSpec:
-        name, properties, required = kinds[index % len(kinds)]
-        document: dict[str, object] = {
-            "type": "object",
-            "properties": properties,
-            "required": required,
-            "additionalProperties": False,
-        }
-        ending = f"_{index // len(kinds)}" if index >= len(kinds) else ""
-        return ToolSpec(
-            name=name + ending,
-            description=f"Use it to {name}.",
-            input_schema=document,
-            output_schema={},
-        )
-
-    alone = [[made(index)] for index in range(8)]
-    return [*alone, [made(i) for i in range(5)], [made(i) for i in range(5, 10)],
-            [made(i) for i in range(10)], [made(i) for i in range(20)]]  # fmt: skip
-
-
-def tool_table(client: LlamaClient, args: argparse.Namespace) -> None:
-    """Required calls, set by set."""
-    print(f"{'tools':<34}{'valid':>7}{'failed':>7}{'wrong':>7}{'seconds':>9}")
-    for tools in tool_sets():
-        outcomes: Counter[str] = Counter()
-        box = {tool.name: tool for tool in tools}
-        started = time.monotonic()
-        for seed in range(args.calls):
-            request = LLMRequest(
-                messages=[LLMMessage(role="user", content="Do what is most useful in Paris.")],
-                tools=tools,
-                max_tokens=args.max_tokens,
-                temperature=args.temperature,
-                provider_options={"tool_choice": "required", "seed": seed},
-            )
-            try:
-                calls = client.generate(request).tool_calls
-            except LLMError as exc:
-                outcomes["failed"] += 1
-                print(f"  {type(exc).__name__}: {exc.message[:150]}", file=sys.stderr)
-                continue
-            right = bool(calls) and all(
-                judged(call.arguments_json, box[call.name].input_schema) for call in calls
-            )
-            outcomes["valid" if right else "wrong"] += 1
-        counts = "".join(f"{outcomes[kind]:>7}" for kind in ("valid", "failed", "wrong"))
-        name = f"{len(tools)}: {tools[0].name}"
-        print(f"{name:<34}{counts}{time.monotonic() - started:>9.1f}", flush=True)
-
-
 def main() -> None:
     """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("schemas", type=Path, nargs="?")
+    parser.add_argument("schemas", type=Path)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--max-tokens", type=int, default=384)
     parser.add_argument("--temperature", type=float, default=0.0)
@@ -211,15 +138,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--skip-raw", action="store_true")
     parser.add_argument("--raw-timeout", type=float, default=60.0, help="seconds")
-    parser.add_argument("--tools", action="store_true", help="the tool-call table")
-    parser.add_argument("--calls", type=int, default=17, help="calls for each set of tools")
     args = parser.parse_args()
     with LlamaClient(args.model, ctx_size=4096, parallel=1, threads=args.threads) as client:
-        if args.tools:
-            tool_table(client, args)
-            return
-        if args.schemas is None:
-            parser.error("a schema file is needed, or --tools")
         entries = json.loads(args.schemas.read_text("utf-8"))
         entries = entries[:: max(1, len(entries) // args.limit)] if args.limit else entries
         engine, runtime = Tally(), Tally()

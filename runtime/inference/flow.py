@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from runtime.contracts import LLMDelta, Provenance
+from runtime.contracts import Provenance
 from runtime.errors import (
     ConnectionLostError,
     ContextOverflowError,
@@ -38,7 +38,7 @@ from runtime.inference.stream import SseDecoder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from runtime.contracts import LLMResponse
+    from runtime.contracts import LLMDelta, LLMResponse
     from runtime.engines.base import Endpoint
     from runtime.errors import RequestTimeoutError
     from runtime.inference.clock import Limits, Phase
@@ -137,18 +137,18 @@ def _answered(ask: _Ask) -> Flow[LLMResponse]:
             if closed is None:
                 reply.check(answer, wish)
         except LLMBadResponseError as exc:
-            delivered = emit and answer.begun
-            corrected = payload.corrected(wish, exc)
-            # The same budget would cut it off again, and the same words without chance be repeated.
-            same = wish.temperature == 0 and corrected is None
-            if (
-                delivered
-                or isinstance(exc, CutOffError)
-                or same
-                or number >= ask.limits.max_retries
-            ):
+            if (emit and answer.delivered) or number >= ask.limits.max_retries:
                 raise
-            asked, blamed = (wish, None) if corrected is None else (corrected, exc)
+            if told := payload.told(asked, got.endpoint, answer.tool_calls):
+                wish = asked = told
+                blamed = None
+            else:
+                corrected = payload.corrected(wish, exc, answer.tool_calls)
+                # The same budget would cut it off again, and the same words without chance be
+                # repeated.
+                if isinstance(exc, CutOffError) or (wish.temperature == 0 and corrected is None):
+                    raise
+                asked, blamed = (wish, None) if corrected is None else (corrected, exc)
             number += 1
             course.begin_anew()
             continue
@@ -162,10 +162,11 @@ def _answered(ask: _Ask) -> Flow[LLMResponse]:
             resends=course.resends,
             started_at=started_at,
             closed=closed,
+            tools=payload.tool_path(wish, got.endpoint),
             recovery=course.note(),
         )
-        if emit and closed and (added := closed.text[closed.start :]):
-            yield Emit(LLMDelta(text_delta=added))
+        if emit and closed and (added := reply.addition(answer, closed)):
+            yield Emit(added)
         return reply.response(answer, attempt, ask.backend, latency_ms=ask.clock.elapsed_ms)
 
 
@@ -199,8 +200,10 @@ def _attempt(ask: _Ask, asked: Wish, answer: Answer, seed: int) -> Flow[_Got]:
     endpoint = yield from _located(ask)
     stream = not course.whole and (emit or endpoint.kind in payload.LLAMA_CPP_KINDS)
     body, enforcement = payload.body(asked, endpoint, seed=seed, stream=stream)
-    if asked.tools and payload.prompts_tools(endpoint):
+    if asked.tools and asked.tools.choice != "none" and payload.prompts_tools(asked, endpoint):
         answer.read_calls()
+    if asked.tools and asked.tools.call_wanted:
+        answer.hold_text()
     incidents = ask.backend.incidents
     course.generation = endpoint.generation
     if endpoint.generation:
@@ -292,7 +295,7 @@ def _late(
 
 
 def _doing(answer: Answer, phase: Phase, *, told: bool) -> str:
-    if answer.begun:
+    if answer.moves:
         return f"the engine had given {answer.tokens} tokens"
     if answer.progress is None:
         return "no slot of the engine had taken it up" if told and phase != "total" else ""
@@ -308,7 +311,7 @@ def _stream(ask: _Ask, answer: Answer, endpoint: Endpoint) -> Flow[None]:
     interrupted = course.interrupted
     decoder = SseDecoder()
     while not answer.done:
-        phase: Phase = "stall" if answer.begun else "first_token"
+        phase: Phase = "stall" if answer.moves else "first_token"
         try:
             data: bytes = yield Read(clock.until(phase))
         except ExpiredError as exc:
@@ -325,12 +328,12 @@ def _stream(ask: _Ask, answer: Answer, endpoint: Endpoint) -> Flow[None]:
                 deltas = answer.add_event(event)
             except ConnectionLostError as exc:  # it says itself that it failed
                 raise BrokeOffError(exc, reached=True) from exc
-            if answer.begun:
+            if answer.moves:
                 clock.mark()  # comments and progress do not count: no token came
             elif answer.progress is not None:
                 _expect_prompt(ask, answer)
             if not emit:
-                if interrupted and answer.begun:
+                if interrupted and answer.moves:
                     interrupted = False
                     course.goes_on(clock.now)
                 continue

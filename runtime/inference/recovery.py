@@ -64,7 +64,7 @@ class Delivered:
     tokens: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.calls)
+        return bool(self.text or self.calls or self.usage)
 
     @property
     def size(self) -> int:
@@ -286,15 +286,15 @@ class Course:
             Seconds to wait before the next attempt; None when there is to be none.
         """
         came = Delivered.of(answer)
-        if came.size > self._furthest:  # it gets on: what stopped it is not the request
-            self._furthest, self._tries = came.size, 0
-            self._partial = came.partial
-            if self._emit:
-                self.delivered = came
+        if answer.size > self._furthest:  # it gets on: what stopped it is not the request
+            self._furthest, self._tries = answer.size, 0
+            self._partial = came.partial or answer.text
+        if self._emit and came.size >= self.delivered.size:
+            self.delivered = replace(came, usage=came.usage or self.delivered.usage)
         if exc.reached:
             if self._open is None:
                 why = str(exc.error.args[0])
-                self._open = _Open(since=now, size=came.size, tokens=came.tokens, why=why)
+                self._open = _Open(since=now, size=answer.size, tokens=answer.tokens, why=why)
             self._open.breaks += 1
         if not self._max_retries:
             return None

@@ -138,6 +138,8 @@ class Answer:
         self._head: dict[str, object] = {}
         self._raw: dict[str, object] | None = None
         self._reader: CallReader | None = None
+        self._held: list[str] | None = None
+        self._delivered = bool(prefix)
         self.progress: tuple[int, int] | None = None
         self.prompt_s: float = 0.0
         self._call_ids = call_ids or {}
@@ -154,8 +156,19 @@ class Answer:
 
     @property
     def begun(self) -> bool:
-        """Whether anything of the answer arrived."""
+        """Whether there is anything of the answer."""
+        return bool(self._text or self._reasoning or self._calls)
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything of what is to come has arrived."""
         return bool(len(self._text) > self._given or self._reasoning or self._calls)
+
+    @property
+    def size(self) -> int:
+        """Characters that arrived, of whatever kind."""
+        calls = sum(len(call.name) + len(call.arguments_json) for call in self.tool_calls)
+        return len(self.text) + len(self.reasoning) + calls
 
     @property
     def tokens(self) -> int:
@@ -167,7 +180,7 @@ class Answer:
     @property
     def handed_out(self) -> str:
         """The text of the pieces that were returned so far."""
-        return "".join(self._text)
+        return "" if self._held is not None else "".join(self._text)
 
     @property
     def calls(self) -> dict[int, ToolCall]:
@@ -178,6 +191,11 @@ class Answer:
             )
             for index, call in sorted(self._calls.items())
         }
+
+    @property
+    def delivered(self) -> bool:
+        """Whether any piece of text or of a call was returned for the caller."""
+        return self._delivered
 
     @property
     def text(self) -> str:
@@ -238,7 +256,7 @@ class Answer:
         """
         if data == DONE:
             self.done = True
-            return []
+            return self._end()
         try:
             chunk = json.loads(data)
         except ValueError as exc:
@@ -283,7 +301,7 @@ class Answer:
             raise self._malformed(f"it is no chat completion: {failures.excerpt(body)}") from exc
         self._raw = whole
         self.done = True
-        return deltas
+        return [*deltas, *self._end()]
 
     def _add_chunk(self, chunk: Mapping[str, Any]) -> list[LLMDelta]:
         deltas: list[LLMDelta] = []
@@ -298,7 +316,7 @@ class Answer:
             if thought := _text(delta.get("reasoning_content")):
                 self._reasoning.append(thought)
             for position, piece in enumerate(delta.get("tool_calls") or ()):
-                deltas.append(LLMDelta(tool_call_delta=self._add_call(position, piece)))
+                deltas += self._call_deltas(position, piece)
             if logprobs := choice.get("logprobs"):
                 self._logprobs.extend(logprobs.get("content") or ())
             if reason := choice.get("finish_reason"):
@@ -320,16 +338,39 @@ class Answer:
         """Look for tool calls in the text from now on; see :mod:`prompted_tools`."""
         self._reader = CallReader()
 
+    def hold_text(self) -> None:
+        """Return no text before a call has begun: without one, the answer is asked for again."""
+        self._held = []
+
+    def _end(self) -> list[LLMDelta]:
+        """What had to wait for more, now that there is no more."""
+        waiting = self._reader.waiting if self._reader and not self._calls else ""
+        self._reader = None
+        return self._text_deltas(waiting) if waiting else []
+
     def _add_text(self, content: str) -> list[LLMDelta]:
         pieces = [content] if self._reader is None else self._reader.feed(content)
         deltas: list[LLMDelta] = []
         for piece in pieces:
             if isinstance(piece, str):
-                self._text.append(piece)
-                deltas.append(LLMDelta(text_delta=piece))
+                deltas += self._text_deltas(piece)
             else:
-                deltas.append(LLMDelta(tool_call_delta=self._add_call(0, piece)))
+                deltas += self._call_deltas(0, piece)
         return deltas
+
+    def _text_deltas(self, text: str) -> list[LLMDelta]:
+        self._text.append(text)
+        if self._held is not None:
+            self._held.append(text)
+            return []
+        self._delivered = True
+        return [LLMDelta(text_delta=text)]
+
+    def _call_deltas(self, position: int, piece: Mapping[str, Any]) -> list[LLMDelta]:
+        held, self._held = self._held, None
+        self._delivered = True
+        before = [LLMDelta(text_delta="".join(held))] if held else []
+        return [*before, LLMDelta(tool_call_delta=self._add_call(position, piece))]
 
     def _add_call(self, position: int, piece: Mapping[str, Any]) -> ToolCallDelta:
         index = int(piece.get("index", position))

@@ -578,7 +578,7 @@ def test_a_tool_call_cut_by_the_budget_is_named_so(tool_server: FakeServer) -> N
     tool_server.will(streams(event(piece({"tool_calls": [cut]})), *events_of([], reason="length")))
     with (
         LlamaClient(base_url=tool_server.url) as client,
-        pytest.raises(CutOffError, match="tool call was cut off") as caught,
+        pytest.raises(CutOffError, match="call to 'add' was cut off") as caught,
     ):
         client.generate(ask(tools=[TOOL]))
     assert caught.value.partial_text == '{"x'
