@@ -69,10 +69,12 @@ if TYPE_CHECKING:
         SchemaViolationError,
         ServerStatusError,
         StorageError,
+        TextTooLongError,
         TooManyRequestsError,
         UnclosableAnswerError,
     )
     from runtime.inference.bounds import Bounds
+    from runtime.inference.embeddings import TruncatedEmbeddingResult, TruncatedText
     from runtime.server.manager import ServerManager
     from runtime.server.snapshot import ServerSnapshot
     from runtime.settings import RestartPolicy, ServerConfig
@@ -131,6 +133,7 @@ __all__ = [
     "StorageError",
     "TaskPriority",
     "TaskProfile",
+    "TextTooLongError",
     "TooManyRequestsError",
     "ToolCall",
     "ToolCallDelta",
@@ -139,6 +142,8 @@ __all__ = [
     "ToolMetadata",
     "ToolSideEffects",
     "ToolSpec",
+    "TruncatedEmbeddingResult",
+    "TruncatedText",
     "UnclosableAnswerError",
     "Usage",
     "__version__",
@@ -153,6 +158,8 @@ _HOMES = {
     "ServerConfig": "runtime.settings",
     "ServerManager": "runtime.server.manager",
     "ServerSnapshot": "runtime.server.snapshot",
+    "TruncatedEmbeddingResult": "runtime.inference.embeddings",
+    "TruncatedText": "runtime.inference.embeddings",
 }
 
 
