@@ -228,6 +228,8 @@ def body(
         made["temperature"] = wish.temperature
     if stream:
         made |= {"stream": True, "stream_options": {"include_usage": True}}
+        if endpoint.kind in LLAMA_CPP_KINDS:
+            made["return_progress"] = True  # how far the prompt is, and whether a slot has it
     if wish.tools:
         if told:
             several = made.pop("parallel_tool_calls", False) is True
@@ -269,6 +271,30 @@ def corrected(
         turn = {"role": "assistant", "content": "", "tool_calls": [openai_call(c) for c in calls]}
         heard = [_failure(call, told if call.arguments_json == said else "") for call in calls]
     return replace(wish, messages=(*wish.messages, turn, *heard))
+
+
+def can_go_on(wish: Wish, endpoint: Endpoint) -> bool:
+    """Whether an engine can go on with a text it is given the beginning of.
+
+    Only llama.cpp's takes an assistant message for that; and what a grammar steers, it would begin
+    anew.
+    """
+    steered = wish.schema or wish.tools or "grammar" in wish.options
+    return endpoint.kind in LLAMA_CPP_KINDS and not steered
+
+
+def going_on(wish: Wish, text: str, tokens: int) -> Wish:
+    """The wish for the rest of an answer.
+
+    Args:
+        wish: What was asked for.
+        text: The answer as far as it came.
+        tokens: Tokens of that; they are taken off the bound.
+    """
+    before = wish.messages[:-1] if wish.continued else wish.messages
+    begun: dict[str, object] = {"role": "assistant", "content": wish.continued + text}
+    left = None if wish.max_tokens is None else max(1, wish.max_tokens - tokens)
+    return replace(wish, messages=(*before, begun), max_tokens=left)
 
 
 def _failure(call: ToolCall, reason: str) -> dict[str, object]:
