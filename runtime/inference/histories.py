@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from hashlib import sha256
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any, Final
 
 Message = Mapping[str, object]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Verdict = Literal["engine", "other", "unknown"]
 
 _TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-_LISTEN: Final = "0A"
+_LISTEN: Final = " 0A "
 _MAPPED: Final = bytes(10) + b"\xff\xff"  # an IPv4 address as IPv6 (RFC 4291, section 2.5.5.2)
 _ANY: Final = frozenset({bytes(4), bytes(16), _MAPPED + bytes(4)})
 
@@ -42,8 +42,10 @@ class Listener:
 def parse_table(text: str) -> Iterator[Listener]:
     """The listening sockets in the text of ``/proc/net/tcp`` or ``tcp6`` (proc_net(5))."""
     for line in text.splitlines()[1:]:
+        if _LISTEN not in line:  # most are connections, and there may be many
+            continue
         fields = line.split()
-        if len(fields) < 10 or fields[3] != _LISTEN:
+        if len(fields) < 10 or fields[3] != _LISTEN.strip():
             continue
         address, _, port = fields[1].partition(":")
         raw = bytes.fromhex(address)
