@@ -58,7 +58,7 @@ _OWN: Final = {
     "n": "send the request several times",
 }
 _REFUSED: Final = re.compile(
-    r"template|alternat|\brole|tool[ _]call|user (?:message|query)|assistant message",
+    r"template|expression at line|alternat|\brole|tool[ _]call|(?:user|system|assistant) message",
     re.IGNORECASE,
 )
 """What servers say when a chat template does not take a conversation, in words of its own."""
