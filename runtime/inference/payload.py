@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from runtime.errors import LLMCapabilityError, LLMInvalidRequestError, SchemaViolationError
-from runtime.inference import prompted_tools, strictness
+from runtime.inference import grammars, prompted_tools, strictness
 from runtime.inference import response_format as response_formats
 from runtime.inference import schema as schemas
 from runtime.inference import thinking as thoughts
 from runtime.inference import tools as toolboxes
-from runtime.inference.histories import with_tools, without_tools
+from runtime.inference.histories import regular, with_tools, without_tools
 from runtime.inference.messages import instructed, openai_call, openai_messages
 from runtime.inference.policy import Policy
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from runtime.contracts import ToolCall
     from runtime.engines.base import Endpoint
     from runtime.engines.thinking import Thinking
-    from runtime.errors import LLMBadResponseError
+    from runtime.errors import LLMBadResponseError, LLMError
+    from runtime.inference.histories import Message
     from runtime.inference.schema import Enforcement, Schema
     from runtime.inference.tools import ToolBox
 
@@ -55,6 +57,11 @@ _OWN: Final = {
     "json_schema": "use response_schema",
     "n": "send the request several times",
 }
+_REFUSED: Final = re.compile(
+    r"template|expression at line|alternat|\brole|tool[ _]call|(?:user|system|assistant) message",
+    re.IGNORECASE,
+)
+"""What servers say when a chat template does not take a conversation, in words of its own."""
 _BOUNDS: Final = ("max_tokens", "max_completion_tokens", "n_predict")
 
 
@@ -76,6 +83,8 @@ class Wish:
         tools: The tools, or None.
         schema: The answer's schema, or None.
         policy: What is wanted of a structured answer besides.
+        repair: How far the history is brought into order, since a template refused it: 0 as it
+            is, 1 into the order that the strictest ask for, 2 into plain turns of two.
         tells_tools: Whether tools are told in the prompt although the template may know them.
     """
 
@@ -89,6 +98,7 @@ class Wish:
     tools: ToolBox | None = None
     schema: Schema | None = None
     policy: Policy = _PLAIN
+    repair: int = 0
     tells_tools: bool = False
 
     @property
@@ -183,7 +193,7 @@ def _wish(
     if "grammar" in rest and (box or schema):
         raise LLMInvalidRequestError("A grammar excludes tools and a response schema.")
     if "grammar" in rest:
-        schemas.check_grammar(rest["grammar"])
+        grammars.check_grammar(rest["grammar"])
     wish = Wish(
         messages=openai_messages(messages),
         model=_model(model),
@@ -210,14 +220,14 @@ def body(
     """
     if grammar := wish.options.get("grammar"):
         known = endpoint.capabilities
-        lark = schemas.is_lark(grammar)
+        lark = grammars.is_lark(grammar)
         if (known.llguidance if lark else known.grammar) is False:
             raise LLMCapabilityError(
                 f"The engine takes no {'llguidance' if lark else 'GBNF'} grammars.",
                 hint="Use the other kind of grammar, or a response schema.",
             )
     told = prompts_tools(wish, endpoint)
-    messages = without_tools(wish.messages) if told else with_tools(wish.messages)
+    messages = _shaped(wish, told=told)
     made: dict[str, object] = {
         "model": wish.model or endpoint.model,
         "messages": messages,
@@ -230,6 +240,8 @@ def body(
         made["temperature"] = wish.temperature
     if stream:
         made |= {"stream": True, "stream_options": {"include_usage": True}}
+        if endpoint.kind in LLAMA_CPP_KINDS:
+            made["return_progress"] = True  # how far the prompt is, and whether a slot has it
     if wish.tools:
         if told:
             several = made.pop("parallel_tool_calls", False) is True
@@ -257,6 +269,20 @@ def body(
     return made, enforcement
 
 
+def _shaped(wish: Wish, *, told: bool) -> list[Message]:
+    if wish.repair:
+        return regular(wish.messages, tools=not told and wish.repair == 1)
+    return without_tools(wish.messages) if told else with_tools(wish.messages)
+
+
+def repaired(wish: Wish, problem: LLMError) -> Wish | None:
+    """The wish with its history in better order, if that may be what a template refused."""
+    if wish.repair >= 2 or not _REFUSED.search(problem.message):
+        return None
+    further = wish.repair + 1
+    return replace(wish, repair=further, tells_tools=wish.tells_tools or further == 2)
+
+
 def corrected(
     wish: Wish, problem: LLMBadResponseError, calls: Sequence[ToolCall] = ()
 ) -> Wish | None:
@@ -277,6 +303,30 @@ def corrected(
         turn = {"role": "assistant", "content": "", "tool_calls": [openai_call(c) for c in calls]}
         heard = [_failure(call, told if call.arguments_json == said else "") for call in calls]
     return replace(wish, messages=(*wish.messages, turn, *heard))
+
+
+def can_go_on(wish: Wish, endpoint: Endpoint) -> bool:
+    """Whether an engine can go on with a text it is given the beginning of.
+
+    Only llama.cpp's takes an assistant message for that; and what a grammar steers, it would begin
+    anew.
+    """
+    steered = wish.schema or wish.tools or "grammar" in wish.options
+    return endpoint.kind in LLAMA_CPP_KINDS and not steered
+
+
+def going_on(wish: Wish, text: str, tokens: int) -> Wish:
+    """The wish for the rest of an answer.
+
+    Args:
+        wish: What was asked for.
+        text: The answer as far as it came.
+        tokens: Tokens of that; they are taken off the bound.
+    """
+    before = wish.messages[:-1] if wish.continued else wish.messages
+    begun: dict[str, object] = {"role": "assistant", "content": wish.continued + text}
+    left = None if wish.max_tokens is None else max(1, wish.max_tokens - tokens)
+    return replace(wish, messages=(*before, begun), max_tokens=left)
 
 
 def _failure(call: ToolCall, reason: str) -> dict[str, object]:
