@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
@@ -140,6 +140,20 @@ class ModelTooLargeError(LLMInvalidRequestError):
         self.available_bytes = available_bytes
 
 
+class NoModelFitsError(LLMInvalidRequestError):
+    """None of a router's models fits what a request wants.
+
+    Attributes:
+        excluded: For each model the reason why not.
+    """
+
+    def __init__(
+        self, message: str, *, excluded: Mapping[str, str], hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.excluded = dict(excluded)
+
+
 class ContextOverflowError(LLMInvalidRequestError):
     """The prompt does not fit the context of one request.
 
@@ -252,7 +266,8 @@ class RequestTimeoutError(LLMProviderError):
     """A deadline passed.
 
     Attributes:
-        phase: Which one: ``"connect"``, ``"first_token"``, ``"stall"`` or ``"total"``.
+        phase: Which one: ``"connect"``, ``"first_token"``, ``"stall"`` or ``"total"``; of a router
+            also ``"load"`` and ``"room"``.
         after_s: Seconds waited.
         partial_text: What had arrived, or None.
     """
