@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from runtime.client._routed import RoutedModel
+    from runtime.client.aio import AsyncLlamaClient
     from runtime.client.routing import RoutingClient
     from runtime.client.sync import LlamaClient
     from runtime.contracts import (
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         ConfigError,
         ConnectionLostError,
         ContextOverflowError,
+        CrashingRequestError,
         CutOffError,
         DownloadError,
         EngineNotInstalledError,
@@ -70,10 +72,13 @@ if TYPE_CHECKING:
         SchemaViolationError,
         ServerStatusError,
         StorageError,
+        TextTooLongError,
         TooManyRequestsError,
         UnclosableAnswerError,
+        UnenforceableSchemaError,
     )
     from runtime.inference.bounds import Bounds
+    from runtime.inference.embeddings import TruncatedEmbeddingResult, TruncatedText
     from runtime.server.manager import ServerManager
     from runtime.server.snapshot import ServerSnapshot
     from runtime.settings import RestartPolicy, ServerConfig
@@ -82,12 +87,14 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AsyncLlamaClient",
     "BackendCapabilities",
     "BackendStatus",
     "Bounds",
     "ConfigError",
     "ConnectionLostError",
     "ContextOverflowError",
+    "CrashingRequestError",
     "CutOffError",
     "DownloadError",
     "EmbeddingResult",
@@ -133,6 +140,7 @@ __all__ = [
     "StorageError",
     "TaskPriority",
     "TaskProfile",
+    "TextTooLongError",
     "TooManyRequestsError",
     "ToolCall",
     "ToolCallDelta",
@@ -141,12 +149,16 @@ __all__ = [
     "ToolMetadata",
     "ToolSideEffects",
     "ToolSpec",
+    "TruncatedEmbeddingResult",
+    "TruncatedText",
     "UnclosableAnswerError",
+    "UnenforceableSchemaError",
     "Usage",
     "__version__",
 ]
 
 _HOMES = {
+    "AsyncLlamaClient": "runtime.client.aio",
     "Bounds": "runtime.inference.bounds",
     "LlamaClient": "runtime.client.sync",
     "ModelStore": "runtime.store",
@@ -156,6 +168,8 @@ _HOMES = {
     "ServerConfig": "runtime.settings",
     "ServerManager": "runtime.server.manager",
     "ServerSnapshot": "runtime.server.snapshot",
+    "TruncatedEmbeddingResult": "runtime.inference.embeddings",
+    "TruncatedText": "runtime.inference.embeddings",
 }
 
 

@@ -13,6 +13,7 @@ import click
 from runtime.cli import output
 from runtime.cli.models import plan_rows
 from runtime.cli.options import chosen, server_options
+from runtime.engines.builds import age_warning
 from runtime.engines.detect import choose, engines
 from runtime.errors import LLMError
 from runtime.hardware import cpu_budget, gpu_hint, gpus, memory
@@ -22,6 +23,8 @@ from runtime.store import ModelStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from runtime.engines.base import EngineInfo
 
 Verdict = Literal["ok", "note", "problem"]
 _LITTLE_DISK_BYTES = 2_000_000_000
@@ -118,7 +121,7 @@ def _gpus() -> list[Finding]:
 
 def _engines(config: ServerConfig) -> list[Finding]:
     found = [
-        Finding(topic=info.kind, verdict="ok", text=f"{info.version} at {info.path}")
+        _installed(info)
         if info.installed
         else Finding(
             topic=info.kind,
@@ -137,6 +140,16 @@ def _engines(config: ServerConfig) -> list[Finding]:
             Finding(topic="auto", verdict="ok", text=f"takes {choice.engine.kind}: {choice.why}")
         )
     return found
+
+
+def _installed(info: EngineInfo) -> Finding:
+    warning = age_warning(info.version)
+    return Finding(
+        topic=info.kind,
+        verdict="note" if warning else "ok",
+        text=f"{info.version} at {info.path}" + (f": {warning}" if warning else ""),
+        remedy=f"Install a newer one: {info.install_hint}" if warning else None,
+    )
 
 
 def _folder(name: str, where: Callable[[], Any]) -> Finding:

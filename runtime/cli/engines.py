@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from runtime.cli import output
+from runtime.engines.builds import age_warning
 from runtime.engines.detect import choose, engines
 from runtime.errors import EngineNotInstalledError
 from runtime.hardware import gpu_hint
@@ -27,7 +28,10 @@ def show_engines(config: ServerConfig, *, as_json: bool) -> None:
     if as_json:
         output.result_json(
             {
-                "engines": [{**asdict(info), "can": _abilities(info)} for info in found],
+                "engines": [
+                    {**asdict(info), "can": _abilities(info), "warning": _warning(info)}
+                    for info in found
+                ],
                 "auto": {"engine": picked, "why": why},
             }
         )
@@ -50,9 +54,15 @@ def show_engines(config: ServerConfig, *, as_json: bool) -> None:
     for info in found:
         if not info.installed:
             output.note(f"{info.kind}: {info.install_hint}")
+        elif warning := _warning(info):
+            output.note(f"{info.kind}: {warning}")
     if any(info.installed and not _abilities(info) for info in found):
         output.note("What an engine can do is tried out, and remembered, when it first starts.")
     output.result(f"auto takes {picked or 'none'}: {why}")
+
+
+def _warning(info: EngineInfo) -> str | None:
+    return age_warning(info.version) if info.installed else None
 
 
 def _abilities(info: EngineInfo) -> list[str]:

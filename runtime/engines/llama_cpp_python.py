@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
 _INSTALL = (
     "pip install 'llama-runtime[llama-cpp-python]' (compiles llama.cpp: needs a C++ compiler)"
 )
-_GPU_QUESTION = "import llama_cpp; print('gpu', llama_cpp.llama_supports_gpu_offload())"
+# llama_version() is in llama.cpp since it has release numbers; the bindings do not declare it.
+_QUESTION = """
+import ctypes, llama_cpp
+print("gpu", llama_cpp.llama_supports_gpu_offload())
+version = getattr(llama_cpp.llama_cpp._lib, "llama_version", None)
+if version:
+    version.restype = ctypes.c_char_p
+    print("llama.cpp", version().decode())
+"""
 # The server is an extra of the package: each of these must be there for it to start.
 _SERVER_PACKAGES = ("uvicorn", "fastapi", "sse_starlette", "starlette_context")
 
@@ -45,17 +54,20 @@ class LlamaCppPythonEngine:
             )
         listed: tuple[Device, ...] = ()
         problem = None
+        version = importlib.metadata.version("llama-cpp-python")
         if devices:
-            answer = ask([sys.executable, "-P", "-c", _GPU_QUESTION])
+            answer = ask([sys.executable, "-P", "-c", _QUESTION])
             problem = answer.problem
             listed = (Device(name="CPU", kind="cpu"),)
             if "gpu True" in answer.output:
                 listed = (*listed, Device(name="GPU", kind="gpu"))
+            if inside := re.search(r"^llama\.cpp \S+", answer.output, re.MULTILINE):
+                version = f"{version} ({inside[0]})"
         return EngineInfo(
             kind=self.kind,
             installed=problem is None,
             path=Path(spec.submodule_search_locations[0]),
-            version=importlib.metadata.version("llama-cpp-python"),
+            version=version,
             devices=listed,
             problem=problem,
             install_hint=_INSTALL,

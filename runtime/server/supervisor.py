@@ -21,6 +21,7 @@ from runtime.server import lifecycle, probe
 from runtime.server.diagnosis import Diagnosis, diagnose, ending, signal_name
 from runtime.server.launcher import EngineProcess, ExecFailed, Exited, Spawned
 from runtime.server.lifecycle import Event, State, Transition
+from runtime.server.listeners import who_listens
 from runtime.server.logs import LogTail
 from runtime.server.loop import Loop
 from runtime.server.templates import begins
@@ -28,7 +29,7 @@ from runtime.server.view import LastExit, View
 from runtime.server.watching import ServiceWatch, StartWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from runtime.server.plan import LaunchPlan
     from runtime.server.watchdog import Verdict
@@ -52,7 +53,7 @@ class Supervisor:
         *,
         replan: Callable[[], LaunchPlan],
         on_change: Callable[[View], None],
-        mark: Mapping[str, str],
+        name: str,
     ) -> None:
         """Prepare; no thread runs before :meth:`begin`.
 
@@ -60,12 +61,12 @@ class Supervisor:
             config: The server's configuration.
             replan: Decides the next launch before a restart, from what is on disk then.
             on_change: Called in the supervisor's thread with each new view.
-            mark: Environment variables that tell the engine's process as this server's.
+            name: The server's, as in its record.
         """
         self._config = config
         self._replan = replan
         self._on_change = on_change
-        self._mark = mark
+        self._name = name
         self._view = View()
         self._changed = threading.Condition()
         self._loop = Loop("llama-runtime-supervisor", on_defect=self._abandon)
@@ -115,9 +116,9 @@ class Supervisor:
         """Tell that no launch could be decided."""
         self._loop.call(lambda: self._do_unresolved(error))
 
-    def stop(self) -> None:
+    def stop(self, reason: str) -> None:
         """Ask for the end; wait with :meth:`wait_for`, then :meth:`join`."""
-        self._loop.call(self._do_stop)
+        self._loop.call(lambda: self._do_stop(reason))
 
     def join(self, timeout_s: float) -> None:
         """Wait for the thread to end after a stop."""
@@ -178,19 +179,19 @@ class Supervisor:
             known = error if isinstance(error, LLMError) else LLMProviderError(repr(error))
             self._step(Event.UNRESOLVED, known.message, error=known)
 
-    def _do_stop(self) -> None:
+    def _do_stop(self, reason: str) -> None:
         state = self._view.state
         if lifecycle.accepts(state, Event.STOP):
             self._loop.cancel_timers()
-            self._step(Event.STOP, "a stop was asked for", endpoint=None, properties=None)
+            self._step(Event.STOP, reason, endpoint=None, properties=None)
             if self._view.state is State.STOPPING and self._process is not None:
-                self._process.terminate()
+                self._process.terminate(reason)
                 self._loop.after(self._config.stop_grace_s, "grace", self._grace_is_over)
 
     def _grace_is_over(self) -> None:
         if self._process is not None:
             log.warning("%s: still there after the grace period: killed", self._config.model)
-            self._kill(self._process)
+            self._kill(self._process, "it did not end within the grace period")
 
     # --- the process --------------------------------------------------------------------------
 
@@ -210,7 +211,7 @@ class Supervisor:
             log_path=plan.log_path,
         )
         try:
-            process = EngineProcess(plan.command, log_path=plan.log_path, mark=self._mark)
+            process = EngineProcess(plan.command, log_path=plan.log_path, name=self._name)
         except EngineStartError as exc:
             self._step(Event.DOOMED, exc.message, error=exc)
             return
@@ -245,6 +246,7 @@ class Supervisor:
                 pid=pid,
                 keeper_pid=self._process.keeper_pid,
             )
+            self._confirm()  # it may have said that it listens before the keeper said that it is
 
     def _read_output(self) -> None:
         if self._process is None:
@@ -278,11 +280,15 @@ class Supervisor:
     def _confirm(self) -> None:
         """The engine says that it listens: see for ourselves."""
         plan, url, process = self._view.plan, self._candidate, self._process
-        if process is None or plan is None or url is None or self._view.state is not State.LOADING:
+        pid = self._view.pid
+        if process is None or plan is None or url is None or pid is None:
+            return
+        if self._view.state is not State.LOADING:
             return
         spec = plan.spec
         seen = probe.confirm(
             url,
+            listens=who_listens(url, pid=pid),
             health_path=plan.choice.engine.health_path,
             nonce=spec.nonce,
             api_key=spec.api_key,
@@ -319,6 +325,9 @@ class Supervisor:
             capabilities=properties.capabilities,
             context_tokens=properties.slot_ctx or spec.slot_ctx,
             generation=self._view.generation + 1,
+            predecessor_died_of=self._view.last_exit.died_of if self._view.last_exit else None,
+            slots=spec.parallel,
+            batch_tokens=plan.batch_tokens,
         )
         self._loop.cancel_timers()
         self._watch = ServiceWatch(  # before anyone can send it a request
@@ -350,10 +359,10 @@ class Supervisor:
             self._step(Event.SUSPECTED, standing, endpoint=None)
         if verdict == "stuck":
             self._wedged = f"it was stuck: {standing}"
-            self._kill(process)
+            self._kill(process, self._wedged)
 
-    def _kill(self, process: EngineProcess) -> None:
-        process.kill()
+    def _kill(self, process: EngineProcess, reason: str) -> None:
+        process.kill(reason)
         self._loop.after(KILL_PATIENCE_S, "keeper", process.kill_keeper)
 
     def _fail_start(self, diagnosis: str, message: str, hint: str) -> None:
@@ -367,7 +376,7 @@ class Supervisor:
             hint=hint,
         )
         if self._process is not None:
-            self._kill(self._process)
+            self._kill(self._process, message)
 
     # --- its end ------------------------------------------------------------------------------
 

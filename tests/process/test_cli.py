@@ -238,6 +238,18 @@ def test_engines_tells_what_is_here_and_what_auto_takes() -> None:
     assert "xllamacpp" in llama("engines").stdout
 
 
+def test_an_engine_with_known_holes_is_warned_about(fake_binary: Path) -> None:
+    """The fake calls itself build 4242."""
+    named = {"LLAMA_RUNTIME_ENGINE_PATH": str(fake_binary)}
+    told = llama("engines", **named)
+    assert "llama-server: its llama.cpp is b4242; CVE-2025-53630" in told.stderr
+    assert "xllamacpp: its" not in told.stderr
+    found = {line["topic"]: line for line in json.loads(llama("doctor", "--json", **named).stdout)}
+    assert found["llama-server"]["verdict"] == "note"
+    assert "b4242" in found["llama-server"]["text"]
+    assert found["xllamacpp"]["verdict"] == "ok"
+
+
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
