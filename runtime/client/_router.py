@@ -180,10 +180,9 @@ class Router:
                 try:
                     item = next(inner)
                 except StopIteration as stop:
-                    self._learn(name, stop.value)  # where the pieces do not hold the response
+                    self._learn(name, stop.value)  # the response, whatever was handed out
                     return
                 if isinstance(item, LLMStreamEvent) and item.response is not None:
-                    self._learn(name, item.response)
                     item = replace(item, response=_routed(item.response, note))
                 yield item
 

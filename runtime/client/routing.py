@@ -321,11 +321,14 @@ class RoutingClient:
 
     # --- beyond the contract ------------------------------------------------------------------
 
-    def embed(self, texts: Sequence[str], *, model: str | None = None) -> EmbeddingResult:
+    def embed(
+        self, texts: Sequence[str], *, model: str | None = None, truncate: bool = False
+    ) -> EmbeddingResult:
         """A vector for each text, in order; each of Euclidean length 1.
 
         Vectors of different models cannot be compared, so these are never routed: they come from
         ``model``, else from the first embedding model that was listed, else from the first model.
+        ``truncate`` is :meth:`runtime.LlamaClient.embed`'s.
 
         Raises:
             LLMError: As for :meth:`runtime.LlamaClient.embed`.
@@ -334,7 +337,7 @@ class RoutingClient:
         name = self._router.named(model) or next(iter((*embedders, *self._models)))
         _, lease, _ = self._router.enter(Route(names=(name,), why="it embeds"))
         with lease:
-            return lease.loaded.embed(texts)
+            return lease.loaded.embed(texts, truncate=truncate)
 
     def count_tokens(
         self, text_or_messages: str | Sequence[LLMMessage], *, model: str | None = None
