@@ -15,6 +15,7 @@ from runtime.inference import counting, embeddings, flow, messages, payload, str
 from runtime.inference.bounds import Bounds
 from runtime.inference.clock import Limits
 from runtime.inference.names import public_name
+from runtime.inference.observation import Asked, Observer, asked_of
 from runtime.inference.policy import EnforcementLevel, OnTruncation, Policy
 from runtime.inference.reply import Backend
 from runtime.inference.transport import Switchboard, Wire, iterate, run
@@ -140,6 +141,7 @@ class LlamaClient:
         self._limits = limits
         self._progress = progress
         self._backend = Backend(name=name, config_hash=settings.hash())
+        self._observer = Observer()
         self._board = Switchboard()
         self._lock = threading.Lock()
         self._closed = False
@@ -258,6 +260,7 @@ class LlamaClient:
             "backend": self.config_snapshot(),
             "capabilities": asdict(self.capabilities()),
             "server": self.server_snapshot(),
+            "counters": self._observer.counters(),
         }
 
     # --- beyond the contract ------------------------------------------------------------------
@@ -286,7 +289,13 @@ class LlamaClient:
             source, sent = self._embedding_source(self._settings.server, name), None
         else:
             sent = source.resolve(name) if name is not None else None
-        return self._run(embeddings.embed(checked, self._limits, model=sent), source.endpoint)
+        wanted = embeddings.embed(checked, self._limits, model=sent)
+        asked = Asked(
+            operation="embeddings",
+            model=sent or public_name(source.current),
+            backend=self._settings.name,
+        )
+        return self._run(self._observer.watch(wanted, asked), source.endpoint)
 
     def healthcheck(self) -> BackendStatus:
         """Whether a request sent now would be served; never raises."""
@@ -359,7 +368,7 @@ class LlamaClient:
 
     def _answer(self, wish: Wish) -> LLMResponse:
         wish = self._for_its_model(wish)
-        return self._run(flow.converse(wish, self._limits, self._backend, emit=False))
+        return self._run(self._conversation(wish, emit=False))
 
     def _stream(
         self,
@@ -369,12 +378,18 @@ class LlamaClient:
         wish = self._for_its_model(wish)
         wire = Wire()
         steps = iterate(
-            flow.converse(wish, self._limits, self._backend, emit=True),
+            self._conversation(wish, emit=True),
             locate=self._source.endpoint,
             board=self._board,
             wire=wire,
         )
         return AnswerStream(shape(steps), wire)
+
+    def _conversation(self, wish: Wish, *, emit: bool) -> Flow[LLMResponse]:
+        asked = asked_of(wish, model=self.default_model(), backend=self._settings.name, stream=emit)
+        return self._observer.watch(
+            flow.converse(wish, self._limits, self._backend, emit=emit), asked
+        )
 
     def _for_its_model(self, wish: Wish) -> Wish:
         source = self._source

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.engines.inspection import clean_environment
 from runtime.errors import EngineStartError
+from runtime.server import registry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from runtime.engines.base import EngineCommand
 
-_KEEPER = Path(__file__).with_name("keeper.py")
+_KEEPER = Path(__file__).with_name("keeper") / "start.py"
 LOG_MAX_BYTES = 10 << 20
 _CHUNK = 1 << 16
 
@@ -65,19 +64,23 @@ class EngineProcess:
         output_fd: Readable when :meth:`read_output` has something.
     """
 
-    def __init__(
-        self, command: EngineCommand, *, log_path: Path | None, mark: Mapping[str, str]
-    ) -> None:
-        """Start the keeper, which starts the engine with ``mark`` in its environment.
+    def __init__(self, command: EngineCommand, *, log_path: Path | None, name: str) -> None:
+        """Start the keeper, which starts the engine.
+
+        Args:
+            command: How to start the engine.
+            log_path: The file for its output.
+            name: The server's, as in its record: a mark in the engine's environment.
 
         Raises:
             EngineStartError: The system allows no further process or descriptor.
         """
         task = {
             "argv": list(command.argv),
-            "env": {**clean_environment(command.env), **mark},
+            "env": {**clean_environment(command.env), registry.MARK: name},
             "stdin": command.stdin.decode(),
             "owner_pid": os.getpid(),
+            "record_path": str(registry.path_of(name)),
             "log_path": str(log_path) if log_path else None,
             "log_max_bytes": LOG_MAX_BYTES,
         }
@@ -133,13 +136,13 @@ class EngineProcess:
             while data:
                 data = data[os.write(self._control, data) :]
 
-    def terminate(self) -> None:
-        """Ask the engine's process group to end (SIGTERM)."""
-        self._send("term")
+    def terminate(self, reason: str) -> None:
+        """Ask the engine's process group to end (SIGTERM); the log will say why."""
+        self._send(f"term {' '.join(reason.split())}")
 
-    def kill(self) -> None:
-        """End the engine's process group at once (SIGKILL)."""
-        self._send("kill")
+    def kill(self, reason: str) -> None:
+        """End the engine's process group at once (SIGKILL); the log will say why."""
+        self._send(f"kill {' '.join(reason.split())}")
 
     def kill_keeper(self) -> None:
         """End a keeper that does not obey; the kernel then ends its engine."""

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import secrets
+import sys
 import threading
 import weakref
 from dataclasses import replace
@@ -87,7 +88,7 @@ class ServerManager:
             config,
             replan=self._replan,
             on_change=self._record,
-            mark={registry.MARK: self._record_name},
+            name=self._record_name,
         )
 
     # --- life ---------------------------------------------------------------------------------
@@ -111,9 +112,9 @@ class ServerManager:
             self._supervisor.launch(plan)
         try:
             self.wait_ready()
-        except BaseException:
+        except BaseException as exc:
             # Ctrl-C while loading, for one: a start that did not succeed leaves nothing behind.
-            self.stop()
+            self._stop(f"the start was given up ({type(exc).__name__})")
             raise
         return self
 
@@ -122,9 +123,12 @@ class ServerManager:
 
         Safe to call at any time, also twice, and from a signal's KeyboardInterrupt.
         """
+        self._stop("a stop was asked for")
+
+    def _stop(self, reason: str) -> None:
         if os.getpid() != self._owner_pid:
             return  # the server is the parent's
-        self._supervisor.stop()
+        self._supervisor.stop(reason)
         longest_s = self.config.stop_grace_s + KILL_PATIENCE_S + STOP_MARGIN_S
         view = self._supervisor.wait_for(lambda view: view.state in RESTING_STATES, longest_s)
         if view.state not in RESTING_STATES:
@@ -332,6 +336,9 @@ class ServerManager:
 @atexit.register
 def _stop_all() -> None:
     """An interpreter that ends takes its servers with it in order."""
+    # Set for an exception that nobody caught; an interactive session goes on after one.
+    last = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+    reason = "the program ends" + (f" by an unhandled {type(last).__name__}" if last else "")
     for manager in list(_LIVE):
         with contextlib.suppress(LLMError):
-            manager.stop()
+            manager._stop(reason)  # noqa: SLF001 - this module's own class

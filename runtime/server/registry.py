@@ -86,6 +86,11 @@ def birth(pid: int) -> str | None:
         return None
 
 
+def path_of(name: str) -> Path:
+    """The file with a server's record."""
+    return directories().servers / f"{name}.json"
+
+
 def write(record: ServerRecord) -> None:
     """Write a record down.
 
@@ -107,7 +112,7 @@ def write(record: ServerRecord) -> None:
 def erase(name: str) -> None:
     """Forget a server."""
     with contextlib.suppress(OSError):
-        (directories().servers / f"{name}.json").unlink(missing_ok=True)
+        path_of(name).unlink(missing_ok=True)
 
 
 def running() -> tuple[ServerRecord, ...]:

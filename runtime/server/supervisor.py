@@ -28,7 +28,7 @@ from runtime.server.view import LastExit, View
 from runtime.server.watching import ServiceWatch, StartWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from runtime.server.plan import LaunchPlan
     from runtime.server.watchdog import Verdict
@@ -52,7 +52,7 @@ class Supervisor:
         *,
         replan: Callable[[], LaunchPlan],
         on_change: Callable[[View], None],
-        mark: Mapping[str, str],
+        name: str,
     ) -> None:
         """Prepare; no thread runs before :meth:`begin`.
 
@@ -60,12 +60,12 @@ class Supervisor:
             config: The server's configuration.
             replan: Decides the next launch before a restart, from what is on disk then.
             on_change: Called in the supervisor's thread with each new view.
-            mark: Environment variables that tell the engine's process as this server's.
+            name: The server's, as in its record.
         """
         self._config = config
         self._replan = replan
         self._on_change = on_change
-        self._mark = mark
+        self._name = name
         self._view = View()
         self._changed = threading.Condition()
         self._loop = Loop("llama-runtime-supervisor", on_defect=self._abandon)
@@ -115,9 +115,9 @@ class Supervisor:
         """Tell that no launch could be decided."""
         self._loop.call(lambda: self._do_unresolved(error))
 
-    def stop(self) -> None:
+    def stop(self, reason: str) -> None:
         """Ask for the end; wait with :meth:`wait_for`, then :meth:`join`."""
-        self._loop.call(self._do_stop)
+        self._loop.call(lambda: self._do_stop(reason))
 
     def join(self, timeout_s: float) -> None:
         """Wait for the thread to end after a stop."""
@@ -178,19 +178,19 @@ class Supervisor:
             known = error if isinstance(error, LLMError) else LLMProviderError(repr(error))
             self._step(Event.UNRESOLVED, known.message, error=known)
 
-    def _do_stop(self) -> None:
+    def _do_stop(self, reason: str) -> None:
         state = self._view.state
         if lifecycle.accepts(state, Event.STOP):
             self._loop.cancel_timers()
-            self._step(Event.STOP, "a stop was asked for", endpoint=None, properties=None)
+            self._step(Event.STOP, reason, endpoint=None, properties=None)
             if self._view.state is State.STOPPING and self._process is not None:
-                self._process.terminate()
+                self._process.terminate(reason)
                 self._loop.after(self._config.stop_grace_s, "grace", self._grace_is_over)
 
     def _grace_is_over(self) -> None:
         if self._process is not None:
             log.warning("%s: still there after the grace period: killed", self._config.model)
-            self._kill(self._process)
+            self._kill(self._process, "it did not end within the grace period")
 
     # --- the process --------------------------------------------------------------------------
 
@@ -210,7 +210,7 @@ class Supervisor:
             log_path=plan.log_path,
         )
         try:
-            process = EngineProcess(plan.command, log_path=plan.log_path, mark=self._mark)
+            process = EngineProcess(plan.command, log_path=plan.log_path, name=self._name)
         except EngineStartError as exc:
             self._step(Event.DOOMED, exc.message, error=exc)
             return
@@ -350,10 +350,10 @@ class Supervisor:
             self._step(Event.SUSPECTED, standing, endpoint=None)
         if verdict == "stuck":
             self._wedged = f"it was stuck: {standing}"
-            self._kill(process)
+            self._kill(process, self._wedged)
 
-    def _kill(self, process: EngineProcess) -> None:
-        process.kill()
+    def _kill(self, process: EngineProcess, reason: str) -> None:
+        process.kill(reason)
         self._loop.after(KILL_PATIENCE_S, "keeper", process.kill_keeper)
 
     def _fail_start(self, diagnosis: str, message: str, hint: str) -> None:
@@ -367,7 +367,7 @@ class Supervisor:
             hint=hint,
         )
         if self._process is not None:
-            self._kill(self._process)
+            self._kill(self._process, message)
 
     # --- its end ------------------------------------------------------------------------------
 

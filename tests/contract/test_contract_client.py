@@ -90,7 +90,7 @@ def test_every_method_answers_in_the_contracts_types(client: LlamaClient) -> Non
 def test_the_description_has_its_keys_and_is_json(client: LlamaClient) -> None:
     described: Any = client.describe()
     assert list(described) == [
-        "client_class", "default_model", "backend", "capabilities", "server",
+        "client_class", "default_model", "backend", "capabilities", "server", "counters",
     ]  # fmt: skip
     assert json.loads(json.dumps(described)) == described
     assert {

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from runtime.server import registry
 from runtime.server.lifecycle import State
+from runtime.settings import directories
 from tests.conftest import is_gone, wait_until
 
 if TYPE_CHECKING:
@@ -36,19 +38,26 @@ REAP_S = 2.0  # 15 to 60 ms on an idle machine
 
 OWNER = """
 import json, logging, multiprocessing, os, signal, sys, threading, time
-options, how = json.loads(sys.argv[1])
+options, how, client, thread, end = json.loads(sys.argv[1])
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from runtime.server.manager import ServerManager
 from runtime.settings import ServerConfig
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 sys.stdout.reconfigure(line_buffering=True)
-manager = ServerManager(ServerConfig(**options))
-if how == "dying thread":
-    thread = threading.Thread(target=manager.start)
+made = []
+def begin():
+    if client:
+        from runtime import LlamaClient
+        made.append(LlamaClient(**options))
+    else:
+        made.append(ServerManager(ServerConfig(**options)).start())
+if thread:
+    thread = threading.Thread(target=begin)
     thread.start()
     thread.join()
 else:
-    manager.start()
+    begin()
+manager = made[0].server if client else made[0]
 if how == "multiprocessing":
     multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)).start()
 if how == "child first":
@@ -66,9 +75,9 @@ if how == "group":
         print("STATE", manager.state, flush=True)
         sys.exit(0)
 print(pids, flush=True)
-if how == "exception":
+if end == "exception":
     raise RuntimeError("nobody caught this")
-if how == "exit":
+if end == "exit":
     sys.exit(3)
 if how == "stop":
     manager.stop()
@@ -113,7 +122,14 @@ def own(fake_binary: Path, tiny_model_path: Path) -> Any:
 
     @contextmanager
     def make(
-        how: str = "plain", *, before: tuple[str, ...] = (), config: Any = None, **fake: Any
+        how: str = "plain",
+        *,
+        before: tuple[str, ...] = (),
+        client: bool = False,
+        thread: bool = False,
+        end: str = "",
+        config: Any = None,
+        **fake: Any,
     ) -> Iterator[Owner]:
         options = {
             "model": str(tiny_model_path),
@@ -123,7 +139,7 @@ def own(fake_binary: Path, tiny_model_path: Path) -> Any:
             **(config or {}),
         }
         with subprocess.Popen(
-            [*before, sys.executable, "-c", OWNER, json.dumps([options, how])],
+            [*before, sys.executable, "-c", OWNER, json.dumps([options, how, client, thread, end])],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -196,7 +212,7 @@ def test_a_stopped_keeper_and_its_owner_killed(own: Any) -> None:
 @pytest.mark.faults("start from a thread that ends", "ready", "the engine lives on")
 def test_the_engine_outlives_the_thread_that_started_it(own: Any) -> None:
     """PR_SET_PDEATHSIG fires with the thread: the keeper has only one."""
-    with own("dying thread") as owner:
+    with own(thread=True) as owner:
         owner.wait_ready()
         with pytest.raises(psutil.TimeoutExpired):
             psutil.Process(owner.pids[0]).wait(0.7)
@@ -205,28 +221,52 @@ def test_the_engine_outlives_the_thread_that_started_it(own: Any) -> None:
         owner.expect_gone()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-@pytest.mark.faults("a signal ends a plain program", "nothing left", "no orphan, no record")
-def test_a_signal_to_a_plain_program(own: Any, number: signal.Signals) -> None:
-    with own() as owner:
-        owner.wait_ready()
-        os.kill(owner.pid, number)
-        owner.process.wait(10)
-        owner.expect_gone()
-        assert registry.running() == ()
+ENDS = {
+    # What is done to the program, its exit status, and the reason in the log's last line.
+    "SIGTERM": (-signal.SIGTERM, "its owner, process {pid}, is gone"),
+    "SIGHUP": (-signal.SIGHUP, "its owner, process {pid}, is gone"),
+    "Ctrl-C": (-signal.SIGINT, "the program ends by an unhandled KeyboardInterrupt"),
+    "exit": (3, "the program ends"),
+    "exception": (1, "the program ends by an unhandled RuntimeError"),
+}
 
 
-@pytest.mark.parametrize(("how", "code"), [("exception", 1), ("exit", 3)])
-@pytest.mark.faults("the interpreter ends", "nothing left", "ended in order")
-def test_the_interpreter_ends(own: Any, how: str, code: int) -> None:
-    with own(how) as owner:
+@pytest.mark.parametrize("thread", [False, True], ids=["main thread", "short-lived thread"])
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.faults("a plain program ends without close()", "nothing left", "the log says why")
+def test_a_plain_program_ends(
+    own: Any, isolated_home: Path, end: str, thread: bool, saw: Saw
+) -> None:
+    """It has no handlers of its own, and none are put upon it."""
+    with own("plain", client=True, thread=thread, end=end) as owner:
         owner.wait_ready()
-        assert owner.process.stdout
-        said = owner.process.stdout.read()
-        assert owner.process.wait(10) == code
-        assert "ready -> stopping" in said
-        assert "stopping -> stopped" in said, "in order, not by the keeper"
+        assert list(directories().servers.iterdir()), "there is a record to remove"
+        number = {"SIGTERM": signal.SIGTERM, "SIGHUP": signal.SIGHUP, "Ctrl-C": signal.SIGINT}
+        if end in number:
+            os.kill(owner.pid, number[end])
+        status, reason = ENDS[end]
+        assert owner.process.wait(10) == status
         owner.expect_gone()
+        assert not list(directories().servers.iterdir())
+        (log,) = directories().logs.iterdir()
+        last = log.read_text("utf-8").splitlines()[-1]
+        saw(last)
+        assert last.startswith("[llama-runtime] ")
+        assert f"engine process {owner.pids[0]} ended by SIGTERM: " in last
+        assert last.endswith(reason.format(pid=owner.pid))
+
+
+@pytest.mark.faults("owner killed, the engine deaf to SIGTERM", "nothing left", "killed soon after")
+def test_an_engine_that_is_deaf_to_sigterm_goes_with_its_owner(own: Any) -> None:
+    with own(ignore_sigterm=True) as owner:
+        owner.wait_ready()
+        began = time.monotonic()
+        owner.process.kill()
+        owner.process.wait(5)
+        owner.expect_gone()
+        assert time.monotonic() - began < 1.0
+    (log,) = directories().logs.iterdir()
+    assert "ended by SIGKILL: its owner" in log.read_text("utf-8").splitlines()[-1]
 
 
 @pytest.mark.faults("Ctrl-C to the whole terminal group", "stopped", "the owner ends it in order")

@@ -63,3 +63,38 @@ def test_public_names_are_sorted_and_all_there() -> None:
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Llama'"):
         _ = runtime.Llama
+
+
+def test_telemetry_is_looked_for_with_the_first_client_and_only_then() -> None:
+    for statement in ("import runtime", "from runtime import LlamaClient, LLMMessage"):
+        assert "opentelemetry" not in loaded_by(statement)
+
+
+def test_without_opentelemetry_nothing_is_looked_for_again() -> None:
+    """A finder that refuses the package counts how often it is asked."""
+    code = """
+import importlib.abc, sys
+
+class Refuses(importlib.abc.MetaPathFinder):
+    asked = 0
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "opentelemetry":
+            Refuses.asked += 1
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuses())
+from runtime.inference.observation import Asked, Observer
+
+def flow():
+    return 1
+    yield
+
+for _ in range(3):
+    observer = Observer()
+    for _ in range(100):
+        list(observer.watch(flow(), Asked(operation="chat", model="m", backend="b")))
+print(Refuses.asked, observer.counters()["answered"])
+"""
+    run = [sys.executable, "-c", code]
+    assert subprocess.run(run, check=True, capture_output=True, text=True).stdout == "1 100\n"

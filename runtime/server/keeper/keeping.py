@@ -1,18 +1,21 @@
 """The keeper: a small process between the owner and its engine, so that no engine is ever orphaned.
 
-It runs as a script with the standard library only. It is single-threaded, because PR_SET_PDEATHSIG
+It runs by itself, with the standard library only. It is single-threaded, because PR_SET_PDEATHSIG
 fires when the *thread* that forked ends. It holds the owner by a pidfd that the owner opened for
 itself, so no process id can be mistaken for another; it does not rely on the end of a pipe, which
-a forked child of the owner would hold open. Where there is no pidfd it compares its parent with the
-one it started under, five times a second.
+a forked child of the owner would hold open. ``watches.py`` has what takes the pidfd's place
+elsewhere.
 
 File descriptors, all given by the owner:
-    0  control: one JSON line (the task), then the words ``term`` and ``kill``, a line each
+    0  control: one JSON line (the task), then orders, a line each: ``term`` or ``kill``, and after
+       a space the reason, for the log
     1  events: JSON lines: ``spawned``, ``exec_failed``, ``exited``
     2  a copy of the engine's output; an owner that does not read is not waited for: the oldest of
        what is too much is dropped here, while the log file has all of it
 
-When the owner is gone, everything below the keeper is killed and the keeper ends.
+When the owner is gone, the engine is told to end, everything below the keeper is killed a moment
+later, the owner's record of the server is removed, and the keeper ends. The last line of the log
+says how the engine ended and why.
 """
 
 import contextlib
@@ -25,12 +28,18 @@ import select
 import signal
 import sys
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtime.server.keeper.watches import watch_owner
+else:
+    from watches import watch_owner
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 CONTROL, EVENTS, OUTPUT = 0, 1, 2
 CHUNK = 1 << 16
-PARENT_CHECK_MS = 200
+TERM_GRACE_S = 0.15  # for an engine whose owner is gone: nothing of it is worth more time
 DRAIN_S = 0.2
 LAST_WORDS_S = 1.0
 BACKLOG_BYTES = 1 << 18
@@ -48,6 +57,7 @@ class Log:
         self.max_bytes = max_bytes
         self.size = 0
         self.fd = -1
+        self.in_line = False
         self._open()
 
     def _open(self) -> None:
@@ -73,6 +83,13 @@ class Log:
             with contextlib.suppress(OSError):
                 os.write(self.fd, data)
         self.size += len(data)
+        self.in_line = not data.endswith(b"\n")
+
+    def note(self, text: str) -> None:
+        """A line of the keeper's own."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        start = "\n" if self.in_line else ""
+        self.write(f"{start}[llama-runtime] {stamp} {text}\n".encode())
 
 
 def emit(**event: object) -> None:
@@ -163,6 +180,7 @@ class Keeper:
         self.feed = task.get("stdin", "").encode()
         self.engine = 0
         self.engine_in = -1
+        self.reason = "by itself"
         self.ending: dict[str, int] = {}
 
     def run(self) -> None:
@@ -181,51 +199,62 @@ class Keeper:
         os.set_blocking(self.output, False)
         emit(event="spawned", pid=self.engine)
 
-        poll = self.poll = select.poll()
-        poll.register(CONTROL, select.POLLIN)
-        poll.register(self.output, select.POLLIN)
-        poll.register(wake_read, select.POLLIN)
+        watch = self.watch = watch_owner(self.owner_pid, self.owner_fd)
+        for fd in (CONTROL, self.output, wake_read):
+            watch.add(fd)
         if self.feed:
-            poll.register(self.engine_in, select.POLLOUT)
-        if self.owner_fd >= 0:
-            poll.register(self.owner_fd, select.POLLIN)
+            watch.add(self.engine_in, write=True)
         self.obey(b"")
-        patience = None if self.owner_fd >= 0 else PARENT_CHECK_MS
         while not self.ending:
-            for fd, _ in poll.poll(patience):
-                if fd == self.output:
-                    if not self.copy():
-                        poll.unregister(self.output)
-                elif fd == OUTPUT:
-                    self.forward()
-                elif fd == self.engine_in:
-                    if self.write_input():
-                        poll.unregister(self.engine_in)
-                elif fd == wake_read:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(wake_read, CHUNK)
-                elif fd == self.owner_fd or not self.control():
-                    return self.owner_gone()
-            if self.owner_fd < 0 and os.getppid() != self.owner_pid:
+            ready, owner_gone = watch.wait()
+            if self.output in ready and not self.copy():
+                watch.remove(self.output)
+            if OUTPUT in ready:
+                self.forward()
+            if self.engine_in in ready and self.write_input():
+                watch.remove(self.engine_in)
+            if wake_read in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(wake_read, CHUNK)
+            if owner_gone or (CONTROL in ready and not self.control()):
                 return self.owner_gone()
             self.reap()
         return self.finish()
 
     def owner_gone(self) -> None:
-        """End everything at once: no one is left to want an orderly stop."""
-        kill_all(self.engine)
+        """End everything, in order but soon: no one is left who could want more of it."""
+        self.reason = f"its owner, process {self.owner_pid}, is gone"
+        self.signal_engine(signal.SIGTERM)
+        until = time.monotonic() + TERM_GRACE_S
+        while not self.ending and time.monotonic() < until:
+            time.sleep(0.005)
+            self.copy()
+            self.reap()
+        self.clear_away()
+        if self.task.get("record_path"):
+            with contextlib.suppress(OSError):
+                os.unlink(self.task["record_path"])  # noqa: PTH108 - pathlib is slow to import
 
     def finish(self) -> None:
         """The engine ended: end its leftovers, read its last words, report."""
-        kill_all(self.engine)
-        until = time.monotonic() + DRAIN_S
-        while time.monotonic() < until and self.copy():
-            select.select([self.output], [], [], 0.02)
+        self.clear_away()
         until = time.monotonic() + LAST_WORDS_S
         while self.backlog and time.monotonic() < until:
             select.select([], [OUTPUT], [], 0.05)
             self.forward()
         emit(event="exited", dropped=self.dropped, **self.ending)
+
+    def clear_away(self) -> None:
+        """End what is left, read the last words, and write down how it ended and why."""
+        kill_all(self.engine)
+        until = time.monotonic() + DRAIN_S
+        while time.monotonic() < until and self.copy():
+            select.select([self.output], [], [], 0.02)
+        if "code" in self.ending:
+            how = f"with code {self.ending['code']}"
+        else:
+            how = f"by {signal.Signals(self.ending.get('signal', signal.SIGKILL)).name}"
+        self.log.note(f"engine process {self.engine} ended {how}: {self.reason}")
 
     def copy(self) -> bool:
         """One piece of output to the log and to the owner; False at its end."""
@@ -256,9 +285,9 @@ class Keeper:
         if bool(self.backlog) != self.backlog_watched:
             self.backlog_watched = not self.backlog_watched
             if self.backlog_watched:
-                self.poll.register(OUTPUT, select.POLLOUT)
+                self.watch.add(OUTPUT, write=True)
             else:
-                self.poll.unregister(OUTPUT)
+                self.watch.remove(OUTPUT)
 
     def write_input(self) -> bool:
         """One piece of the engine's configuration; True when all of it is written."""
@@ -282,10 +311,16 @@ class Keeper:
         """Carry out the orders that are complete."""
         *orders, self.orders = (self.orders + data).split(b"\n")
         for order in orders:
-            number = {b"term": signal.SIGTERM, b"kill": signal.SIGKILL}.get(order)
+            word, _, reason = order.partition(b" ")
+            number = {b"term": signal.SIGTERM, b"kill": signal.SIGKILL}.get(word)
             if number is not None and not self.ending:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(self.engine, number)
+                self.reason = reason.decode("utf-8", "replace")
+                self.signal_engine(number)
+
+    def signal_engine(self, number: signal.Signals) -> None:
+        """Send a signal to the engine's process group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.engine, number)
 
     def reap(self) -> None:
         """Collect what has ended; the engine's own end ends the loop.
@@ -327,7 +362,3 @@ def main() -> int:
     line, _, rest = data.partition(b"\n")
     Keeper(json.loads(line), rest).run()
     return 0
-
-
-if __name__ == "__main__":
-    os._exit(main())  # at once: the owner waits for this end before it acts on the engine's
