@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from runtime.errors import LLMCapabilityError, LLMInvalidRequestError, SchemaViolationError
 from runtime.inference import prompted_tools, strictness
+from runtime.inference import response_format as response_formats
 from runtime.inference import schema as schemas
 from runtime.inference import tools as toolboxes
 from runtime.inference.histories import with_tools, without_tools
@@ -160,13 +161,15 @@ def _wish(
             raise LLMInvalidRequestError(
                 f"provider_options cannot hold {name!r}.", hint=f"Instead, {_OWN[name]}."
             )
-    policy = policy.taking(rest)
     bounds = {name: rest.pop(name) for name in _BOUNDS if name in rest}
     max_tokens = _one("max_tokens", max_tokens, *bounds.values())
     temperature = _one("temperature", temperature, rest.pop("temperature", None))
     response_format = _one("response_format", response_format, rest.pop("response_format", None))
     box = toolboxes.toolbox(tools, rest.pop("tool_choice", None))
-    schema = _schema(response_schema, response_format)
+    schema, level = response_formats.wanted(response_schema, response_format)
+    if level is not None:
+        policy = replace(policy, enforcement=level)
+    policy = policy.taking(rest)  # what is said for this request has the last word
     if box and schema:
         raise LLMInvalidRequestError(
             "tools and a response schema exclude one another.",
@@ -310,26 +313,6 @@ def new_seed() -> int:
 def later_seed(seed: int, attempt: int) -> int:
     """The seed of the n-th new attempt: the same every time, so that those can be replayed too."""
     return (seed + attempt * 0x9E3779B1) % (2**31 - 1) if attempt else seed
-
-
-def _schema(response_schema: object, response_format: object) -> Schema | None:
-    if response_format is None or response_format == {"type": "text"}:
-        return None if response_schema is None else schemas.check(response_schema)
-    if response_schema is not None:
-        raise LLMInvalidRequestError(
-            "response_schema and response_format exclude one another.", hint="Give one of them."
-        )
-    match response_format:
-        case {"type": "json_schema", "json_schema": {"schema": document}}:
-            return schemas.check(document, what="response_format.json_schema.schema")
-        case {"type": "json_object", "schema": document}:
-            return schemas.check(document, what="response_format.schema")
-        case {"type": "json_object"}:
-            return schemas.check({"type": "object"})
-    raise LLMInvalidRequestError(
-        f"response_format is {response_format!r}.",
-        hint='Its type is "text", "json_object", or "json_schema" with json_schema.schema.',
-    )
 
 
 def _one(name: str, *values: object) -> object:
