@@ -176,9 +176,7 @@ def test_hostile_templates(
     long=True,
     not_on={"llama-cpp-python": RENDERS_LATER},
 )
-def test_templates_without_end(
-    real: RealFactory, tmp_path: Path, template: str, saw: Saw
-) -> None:
+def test_templates_without_end(real: RealFactory, tmp_path: Path, template: str, saw: Saw) -> None:
     manager = real(model=str(hostile(tmp_path / "hostile.gguf", template)))
     with pytest.raises(EngineStartError, match="sha256") as caught:
         manager.start()

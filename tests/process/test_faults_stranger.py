@@ -188,7 +188,9 @@ def test_the_key_is_nowhere_and_the_port_on_loopback_only(
     assert manager.api_key != key, "a new key for each start"
 
 
-@pytest.mark.faults("canaries in key, prompt and answer", "ready", "in no file, log, argv, snapshot")
+@pytest.mark.faults(
+    "canaries in key, prompt and answer", "ready", "in no file, log, argv, snapshot"
+)
 def test_a_prompt_is_written_nowhere(
     real_options: dict[str, Any],
     isolated_home: Path,
@@ -222,6 +224,8 @@ def test_a_prompt_is_written_nowhere(
         if path.is_file():
             told[str(path)] = path.read_text("utf-8", "replace")
     canaries = [secret, prompt, *([reply.text] if len(reply.text) >= 12 else [])]
-    found = [(where, canary) for where, text in told.items() for canary in canaries if canary in text]
+    found = [
+        (where, canary) for where, text in told.items() for canary in canaries if canary in text
+    ]
     assert not found
     saw(f"{len(canaries)} canaries in none of {len(told)} places")
