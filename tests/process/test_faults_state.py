@@ -19,6 +19,7 @@ import runtime.server
 from runtime import LlamaClient, LLMChatParams
 from runtime.server import registry
 from runtime.server.lifecycle import State
+from runtime.settings import directories
 from tests.conftest import FAKES, is_gone, wait_until
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def test_corrupt_state_is_survived(
 
     damaged = corrupt()
     assert damaged, "there are records and remembered facts"
-    foreign = registry.directories().servers / "foreign.json"
+    foreign = directories().servers / "foreign.json"
     foreign.write_bytes(DAMAGES[damage](b'{"name": "foreign", "owner_pid": 1}'))
     registry.running()
     assert not is_gone(manager.pid or 0), "nothing that runs is touched"
@@ -222,7 +223,7 @@ def test_removed_state_is_survived(fake_manager: FakeFactory, isolated_home: Pat
 @pytest.mark.parametrize("damage", ["emptied", "noise", "folder"])
 @pytest.mark.faults("log file corrupt", "ready", "`logs` reads on, the engine is not held up")
 def test_a_corrupt_log_is_survived(fake_manager: FakeFactory, damage: str, saw: Saw) -> None:
-    """Emptied under the keeper (logrotate's copytruncate), noise written in, a folder in its place."""
+    """Emptied as logrotate's copytruncate does, noise written in, a folder in its place."""
     manager = fake_manager(flood_on_post_bytes=1 << 20).start()
     log = Path(manager.snapshot().log_path or "")
     if damage == "folder":
