@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from runtime.engines.thinking import Thinking
+
 EngineKind = Literal["xllamacpp", "llama-server", "llama-cpp-python"]
 
 
@@ -30,6 +32,7 @@ class EngineCapabilities:
         token_counting: Rendered chats can be counted without decoding.
         slots: The state of each slot can be read.
         metrics: Counters of tokens and speeds can be read.
+        thinking: How the model thinks before it answers; None when it does not.
     """
 
     embeddings: bool | None = None
@@ -41,6 +44,7 @@ class EngineCapabilities:
     token_counting: bool | None = None
     slots: bool | None = None
     metrics: bool | None = None
+    thinking: Thinking | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +219,8 @@ class Endpoint:
         capabilities: What it can do.
         context_tokens: Tokens one request may hold, or None when it is not known.
         generation: Grows with each engine process, so that a client sees a restart.
+        predecessor_died_of: How the process before this one died while it served, if that may have
+            been a request's doing ("SIGSEGV", "stuck"); None when it was told to end.
         slots: Requests it decodes at once, or None when it is not known.
         batch_tokens: Tokens it computes at once, which no text to embed may exceed; None when it is
             not known.
@@ -227,5 +233,6 @@ class Endpoint:
     capabilities: EngineCapabilities
     context_tokens: int | None
     generation: int = 0
+    predecessor_died_of: str | None = None
     slots: int | None = None
     batch_tokens: int | None = None

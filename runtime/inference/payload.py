@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from runtime.errors import LLMCapabilityError, LLMInvalidRequestError, SchemaViolationError
-from runtime.inference import prompted_tools, strictness
+from runtime.inference import grammars, prompted_tools, strictness
 from runtime.inference import response_format as response_formats
 from runtime.inference import schema as schemas
+from runtime.inference import thinking as thoughts
 from runtime.inference import tools as toolboxes
-from runtime.inference.histories import with_tools, without_tools
+from runtime.inference.histories import regular, with_tools, without_tools
 from runtime.inference.messages import instructed, openai_call, openai_messages
 from runtime.inference.policy import Policy
 
 if TYPE_CHECKING:
     from runtime.contracts import ToolCall
     from runtime.engines.base import Endpoint
-    from runtime.errors import LLMBadResponseError
+    from runtime.engines.thinking import Thinking
+    from runtime.errors import LLMBadResponseError, LLMError
+    from runtime.inference.histories import Message
     from runtime.inference.schema import Enforcement, Schema
     from runtime.inference.tools import ToolBox
 
@@ -53,6 +57,11 @@ _OWN: Final = {
     "json_schema": "use response_schema",
     "n": "send the request several times",
 }
+_REFUSED: Final = re.compile(
+    r"template|expression at line|alternat|\brole|tool[ _]call|(?:user|system|assistant) message",
+    re.IGNORECASE,
+)
+"""What servers say when a chat template does not take a conversation, in words of its own."""
 _BOUNDS: Final = ("max_tokens", "max_completion_tokens", "n_predict")
 
 
@@ -74,6 +83,8 @@ class Wish:
         tools: The tools, or None.
         schema: The answer's schema, or None.
         policy: What is wanted of a structured answer besides.
+        repair: How far the history is brought into order, since a template refused it: 0 as it
+            is, 1 into the order that the strictest ask for, 2 into plain turns of two.
         tells_tools: Whether tools are told in the prompt although the template may know them.
     """
 
@@ -87,6 +98,7 @@ class Wish:
     tools: ToolBox | None = None
     schema: Schema | None = None
     policy: Policy = _PLAIN
+    repair: int = 0
     tells_tools: bool = False
 
     @property
@@ -203,7 +215,7 @@ def _wish(
     if "grammar" in rest and (box or schema):
         raise LLMInvalidRequestError("A grammar excludes tools and a response schema.")
     if "grammar" in rest:
-        schemas.check_grammar(rest["grammar"])
+        grammars.check_grammar(rest["grammar"])
     wish = Wish(
         messages=openai_messages(messages),
         model=_model(model),
@@ -230,14 +242,14 @@ def body(
     """
     if grammar := wish.options.get("grammar"):
         known = endpoint.capabilities
-        lark = schemas.is_lark(grammar)
+        lark = grammars.is_lark(grammar)
         if (known.llguidance if lark else known.grammar) is False:
             raise LLMCapabilityError(
                 f"The engine takes no {'llguidance' if lark else 'GBNF'} grammars.",
                 hint="Use the other kind of grammar, or a response schema.",
             )
     told = prompts_tools(wish, endpoint)
-    messages = without_tools(wish.messages) if told else with_tools(wish.messages)
+    messages = _shaped(wish, told=told)
     made: dict[str, object] = {
         "model": wish.model or endpoint.model,
         "messages": messages,
@@ -250,6 +262,8 @@ def body(
         made["temperature"] = wish.temperature
     if stream:
         made |= {"stream": True, "stream_options": {"include_usage": True}}
+        if endpoint.kind in LLAMA_CPP_KINDS:
+            made["return_progress"] = True  # how far the prompt is, and whether a slot has it
     if wish.tools:
         if told:
             several = made.pop("parallel_tool_calls", False) is True
@@ -259,7 +273,10 @@ def body(
             )
         else:
             made |= toolboxes.fields(wish.tools, llama_cpp=endpoint.kind in LLAMA_CPP_KINDS)
+    thinking = thinks(wish, endpoint)
     if not wish.schema:
+        if wish.tools and thinking and "grammar" in made:
+            made["grammar"] = thoughts.admitted(str(made["grammar"]), thinking)
         return made, None
     enforcement = schemas.enforcement(
         wish.schema, endpoint.capabilities, wish.policy.bounds, kind=endpoint.kind
@@ -268,7 +285,24 @@ def body(
         strictness.demand(wish.schema, enforcement)
     if enforcement.instruction:
         made["messages"] = instructed(messages, enforcement.instruction)
-    return {**made, **enforcement.fields}, enforcement
+    made |= enforcement.fields
+    if thinking and "grammar" in made:
+        made["grammar"] = thoughts.admitted(str(made["grammar"]), thinking)
+    return made, enforcement
+
+
+def _shaped(wish: Wish, *, told: bool) -> list[Message]:
+    if wish.repair:
+        return regular(wish.messages, tools=not told and wish.repair == 1)
+    return without_tools(wish.messages) if told else with_tools(wish.messages)
+
+
+def repaired(wish: Wish, problem: LLMError) -> Wish | None:
+    """The wish with its history in better order, if that may be what a template refused."""
+    if wish.repair >= 2 or not _REFUSED.search(problem.message):
+        return None
+    further = wish.repair + 1
+    return replace(wish, repair=further, tells_tools=wish.tells_tools or further == 2)
 
 
 def corrected(
@@ -293,6 +327,30 @@ def corrected(
     return replace(wish, messages=(*wish.messages, turn, *heard))
 
 
+def can_go_on(wish: Wish, endpoint: Endpoint) -> bool:
+    """Whether an engine can go on with a text it is given the beginning of.
+
+    Only llama.cpp's takes an assistant message for that; and what a grammar steers, it would begin
+    anew.
+    """
+    steered = wish.schema or wish.tools or "grammar" in wish.options
+    return endpoint.kind in LLAMA_CPP_KINDS and not steered
+
+
+def going_on(wish: Wish, text: str, tokens: int) -> Wish:
+    """The wish for the rest of an answer.
+
+    Args:
+        wish: What was asked for.
+        text: The answer as far as it came.
+        tokens: Tokens of that; they are taken off the bound.
+    """
+    before = wish.messages[:-1] if wish.continued else wish.messages
+    begun: dict[str, object] = {"role": "assistant", "content": wish.continued + text}
+    left = None if wish.max_tokens is None else max(1, wish.max_tokens - tokens)
+    return replace(wish, messages=(*before, begun), max_tokens=left)
+
+
 def _failure(call: ToolCall, reason: str) -> dict[str, object]:
     content = f"Error: {reason or 'not carried out, because another call was wrong.'}"
     return {"role": "tool", "tool_call_id": call.call_id, "name": call.name, "content": content}
@@ -309,6 +367,13 @@ def told(wish: Wish, endpoint: Endpoint, calls: Sequence[ToolCall]) -> Wish | No
     if missing and not prompts_tools(wish, endpoint) and (known.llguidance or known.grammar):
         return replace(wish, tells_tools=True)
     return None
+
+
+def thinks(wish: Wish, endpoint: Endpoint) -> Thinking | None:
+    """How the model will think before it answers; None when it will not, or that is not known."""
+    switches = wish.options.get("chat_template_kwargs")
+    forbidden = isinstance(switches, Mapping) and switches.get("enable_thinking") is False
+    return None if forbidden or wish.continued else endpoint.capabilities.thinking
 
 
 def prompts_tools(wish: Wish, endpoint: Endpoint) -> bool:

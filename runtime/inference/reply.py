@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from runtime.contracts import LLMDelta, LLMResponse, Provenance, ToolCallDelta
 from runtime.errors import CutOffError, LLMBadResponseError, UnclosableAnswerError
 from runtime.inference import schema, tools
+from runtime.inference.clock import Pace
+from runtime.inference.incidents import Incidents
 from runtime.inference.names import public_name
 
 if TYPE_CHECKING:
@@ -27,10 +29,14 @@ class Backend:
     Attributes:
         name: The client's name.
         config_hash: Changes when, and only when, the client's configuration does.
+        pace: How fast its engine processes prompts, as its requests have seen.
+        incidents: What its requests know of one another when the engine dies.
     """
 
     name: str
     config_hash: str
+    pace: Pace = field(default_factory=Pace, compare=False)
+    incidents: Incidents = field(default_factory=Incidents, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +50,10 @@ class Attempt:
         sampling: What of the sampling was recommended for the model, not asked for.
         enforcement: How the schema was enforced while decoding, if there was one.
         tools: How tools were offered, if there were any.
+        repair: How far the history had to be brought into order; 0 for not at all.
         number: 0 for the first attempt, grows with each new seed.
-        resends: How often the request was sent again because no answer began.
+        resends: How often the request was sent again as it was, because it broke off.
+        recovery: Where the answer broke off, and how it went on; None when it did not.
         started_at: When the first attempt began, ISO 8601.
         closed: The answer as it was completed here, if it was cut off.
     """
@@ -60,6 +68,8 @@ class Attempt:
     started_at: str
     closed: Closed | None = None
     tools: Literal["native", "prompt"] | None = None
+    repair: int = 0
+    recovery: Mapping[str, object] | None = None
 
 
 def check(answer: Answer, wish: Wish) -> None:
@@ -185,8 +195,13 @@ def _check_schema(answer: Answer, wanted: schema.Schema, text: str) -> None:
 
 def _cut(answer: Answer, what: str, partial: str) -> CutOffError:
     count = answer.usage.completion_tokens if answer.usage else None
+    after = f" after {count} tokens" if count else ""
+    only_thought = answer.reasoning and not partial
+    not_begun = f"{what[0].lower()}{what[1:]} had not begun"
     return CutOffError(
-        f"{what} was cut off by the token budget{f' after {count} tokens' if count else ''}.",
+        f"The token budget ended the model's thinking{after}; {not_begun}."
+        if only_thought
+        else f"{what} was cut off by the token budget{after}.",
         partial_text=partial,
         hint="Raise max_tokens (or ctx_size, when the context is full).",
     )
@@ -253,6 +268,10 @@ def _notes(answer: Answer, attempt: Attempt) -> dict[str, object]:
     notes["cache"] = answer.cache
     if answer.finish_reason == "length":
         notes["length_limit"] = _length_limit(answer, attempt)
+    if attempt.repair:
+        notes["history"] = "reordered" if attempt.repair == 1 else "flattened"
+    if attempt.recovery:
+        notes["recovery"] = dict(attempt.recovery)
     if attempt.sampling:
         notes["recommended_sampling"] = dict(attempt.sampling)
     if answer.reasoning:
