@@ -51,10 +51,8 @@ def _in_its_place(
 ) -> Flow[LLMResponse]:
     endpoint = yield from locate(limits.request_timeout_s)
     slot = places.take(wish, endpoint)
-    if slot is None:
-        return (yield from flow.converse(wish, limits, backend, emit=emit))
+    placed = wish if slot is None else replace(wish, options={**wish.options, "id_slot": slot})
     try:
-        placed = replace(wish, options={**wish.options, "id_slot": slot})
         return (yield from flow.converse(placed, limits, backend, emit=emit))
     finally:
         places.give_back(slot, endpoint)

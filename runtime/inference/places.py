@@ -40,10 +40,14 @@ class Places:
         self._generation: int | None = None
         self._slots: list[_Slot] = []
         self._clock = 0
+        self._unplaced = 0
         self._left_alone = False
 
     def take(self, wish: Wish, endpoint: Endpoint) -> int | None:
         """The slot for a request, which is busy until :meth:`give_back`; None: the engine's choice.
+
+        It is the engine's, too, while it has requests of its own choosing: which slots those are
+        in is not known, and one that names a slot waits for it however many others are free.
 
         A conversation goes where it was. A new one goes where it harms none that will go on (those
         that are offered tools, or have an answer in them), else where none went on for longest.
@@ -54,11 +58,13 @@ class Places:
         begun = any(message["role"] == "assistant" for message in wish.messages)
         lasting = begun or wish.tools is not None
         with self._lock:
-            if self._left_alone:
-                return None
             if self._generation != endpoint.generation:
                 self._generation = endpoint.generation
                 self._slots = [_Slot(number) for number in range(endpoint.slots)]
+                self._unplaced = 0
+            if self._left_alone or self._unplaced:
+                self._unplaced += 1
+                return None
             free = [slot for slot in self._slots if not slot.busy]
             chosen = _mine(free, keys) or _harmless(free, keys, lasting=lasting)
             if chosen is None and not begun:
@@ -66,16 +72,21 @@ class Places:
             if chosen is None:
                 # More conversations than slots: this one lost its own. The engine may have kept
                 # what was there, and looks for it only where it chooses the slot.
+                self._unplaced += 1
                 return None
             self._clock += 1
             chosen.held, chosen.lasting = keys, lasting
             chosen.busy, chosen.used = True, self._clock
             return chosen.number
 
-    def give_back(self, number: int, endpoint: Endpoint) -> None:
-        """The request in a slot is over."""
+    def give_back(self, number: int | None, endpoint: Endpoint) -> None:
+        """The request that :meth:`take` had this answer for is over."""
         with self._lock:
-            if self._generation == endpoint.generation:
+            if self._generation != endpoint.generation:
+                return
+            if number is None:
+                self._unplaced = max(0, self._unplaced - 1)
+            else:
                 self._slots[number].busy = False
 
     def leave_alone(self) -> None:

@@ -40,8 +40,7 @@ class Slots:
 
     def used(self, *said: str, tools: bool = False) -> int | None:
         number = self.places.take(wish(*said, tools=tools), self.engine)
-        if number is not None:
-            self.places.give_back(number, self.engine)
+        self.places.give_back(number, self.engine)
         return number
 
 
@@ -85,6 +84,9 @@ def test_a_busy_slot_is_nobody_elses() -> None:
     taken = [places.take(wish("S", "same"), ENGINE) for _ in range(4)]
     assert sorted(map(str, taken)) == ["0", "1", "2", "None"]
     places.give_back(1, ENGINE)
+    assert places.take(wish("S", "same"), ENGINE) is None, "the engine may have one there"
+    for _ in range(2):
+        places.give_back(None, ENGINE)
     assert places.take(wish("S", "same"), ENGINE) == 1
 
 
