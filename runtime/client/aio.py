@@ -196,7 +196,7 @@ class AsyncLlamaClient(ClientCore):
         return await self._run(self._source, await self._prepared(wish, emit=False))
 
     def _stream(self, wish: Wish, form: Form[T]) -> AsyncAnswerStream[T]:
-        wire = AsyncWire()
+        wire = AsyncWire(self._source.queue)
         begin = partial(self._prepared, wish, emit=True)
         performance = self._performance(self._source, begin, wire)
         return AsyncAnswerStream(async_pieces(performance, form), wire)
@@ -216,7 +216,7 @@ class AsyncLlamaClient(ClientCore):
         async def begin() -> Flow[T]:
             return wanted
 
-        async with self._performance(source, begin, AsyncWire()) as performance:
+        async with self._performance(source, begin, AsyncWire(source.queue)) as performance:
             while await performance.advance() is not None:
                 pass
         return performance.result

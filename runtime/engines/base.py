@@ -215,6 +215,7 @@ class Endpoint:
         capabilities: What it can do.
         context_tokens: Tokens one request may hold, or None when it is not known.
         generation: Grows with each engine process, so that a client sees a restart.
+        slots: Requests it works on at once, or None when it is not known.
     """
 
     base_url: str
@@ -224,3 +225,4 @@ class Endpoint:
     capabilities: EngineCapabilities
     context_tokens: int | None
     generation: int = 0
+    slots: int | None = None

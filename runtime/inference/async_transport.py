@@ -22,8 +22,10 @@ from runtime.inference.effects import (
     AbortedError,
     BrokenError,
     Emit,
+    Enter,
     ExpiredError,
     HttpHead,
+    Leave,
     Locate,
     Open,
     Pause,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
     from runtime.engines.base import Endpoint
     from runtime.inference.effects import Effect, Flow, HttpRequest
+    from runtime.inference.queueing import Place, SlotQueue
     from runtime.inference.switchboard import Switchboard
 
 T = TypeVar("T")
@@ -53,13 +56,18 @@ _SLICE_S = 0.5
 
 
 class AsyncWire:
-    """The connection of one request, made anew when the request is sent again.
+    """The connection of one request, made anew when the request is sent again, and its slot.
 
     Used by one task at a time; any task of the same event loop may :meth:`abort` it.
+
+    Args:
+        queue: Where it waits for a slot.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, queue: SlotQueue) -> None:
         self.aborted = False
+        self._queue = queue
+        self._place: Place | None = None
         self._scope: anyio.CancelScope | None = None
         self._stream: ByteStream | None = None
         self._http: h11.Connection | None = None
@@ -70,7 +78,7 @@ class AsyncWire:
         Raises:
             WireError: That failed.
         """
-        await self.close()
+        await self._disconnect()
         self._stream = stream = await self._connect(effect)
         self._http = http = h11.Connection(h11.CLIENT)
         with self._within(effect.until), _translated():
@@ -115,8 +123,38 @@ class AsyncWire:
             return await awaited
         raise AssertionError  # pragma: no cover
 
+    async def enter(self, effect: Enter) -> Place:
+        """Wait in line for a slot.
+
+        Raises:
+            QueueFullError: The line is full.
+            WireError: None was free in time, or the wire was aborted meanwhile.
+        """
+        granted = anyio.Event()
+        self._place = place = self._queue.enter(granted.set, bounded=effect.bounded)
+        if not place.granted:
+            try:
+                with self._within(effect.until):
+                    await granted.wait()
+            except ExpiredError:
+                if not place.granted:
+                    raise self._queue.still_queued(place) from None
+        return place
+
+    def leave(self) -> None:
+        """Give the slot up, or the place in line; nothing when there is none."""
+        place, self._place = self._place, None
+        if place is not None:
+            self._queue.leave(place)
+
     async def close(self) -> None:
-        """Close the connection; a server that still answers stops."""
+        """Close the connection, which stops a server that still answers, and give the slot up."""
+        try:
+            await self._disconnect()
+        finally:
+            self.leave()
+
+    async def _disconnect(self) -> None:
         stream, self._stream, self._http = self._stream, None, None
         if stream is not None:
             with anyio.CancelScope(shield=True):  # it does not wait for the server
@@ -253,6 +291,10 @@ class Performance(Generic[T]):
             return await self._wire.open(effect)
         if isinstance(effect, Locate):
             return await self._wire.wait_for(self._locate(effect.timeout_s))
+        if isinstance(effect, Enter):
+            return await self._wire.enter(effect)
+        if isinstance(effect, Leave):
+            self._wire.leave()
         if isinstance(effect, Pause):
             await self._wire.pause(effect.seconds)
         return None

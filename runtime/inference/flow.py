@@ -16,7 +16,7 @@ from runtime.errors import (
     EngineNotRunningError,
     LLMBadResponseError,
 )
-from runtime.inference import failures, payload, reply
+from runtime.inference import failures, payload, queueing, reply
 from runtime.inference.clock import Clock
 from runtime.inference.effects import (
     AbortedError,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from runtime.inference.closing import Closed
     from runtime.inference.effects import Flow, HttpHead
     from runtime.inference.payload import Wish
+    from runtime.inference.queueing import Place
     from runtime.inference.schema import Enforcement
 
 CHAT_PATH = "/v1/chat/completions"
@@ -78,6 +79,7 @@ def converse(
             out is never asked for again.
     """
     clock = Clock(limits)
+    place = yield from _place(clock)
     started_at = Provenance.now_iso()
     first_seed = payload.new_seed() if wish.seed is None else wish.seed
     resends = number = 0
@@ -132,7 +134,16 @@ def converse(
         )
         if emit and closed and (added := reply.addition(answer, closed)):
             yield Emit(added)
-        return reply.response(answer, attempt, backend, latency_ms=clock.elapsed_ms)
+        response = reply.response(answer, attempt, backend, latency_ms=clock.elapsed_ms)
+        return queueing.noted(response, place)
+
+
+def _place(clock: Clock) -> Flow[Place | None]:
+    """A slot for the whole conversation: one that is sent again does not line up again."""
+    try:
+        return (yield from queueing.take_place(clock.until("total")))
+    except AbortedError as exc:
+        raise client_closed() from exc
 
 
 class _SilentStreamError(Exception):

@@ -325,6 +325,7 @@ class Supervisor:
             capabilities=properties.capabilities,
             context_tokens=properties.slot_ctx or spec.slot_ctx,
             generation=self._view.generation + 1,
+            slots=properties.slots or spec.parallel,
         )
         self._loop.cancel_timers()
         self._watch = ServiceWatch(  # before anyone can send it a request
