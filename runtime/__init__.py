@@ -70,10 +70,12 @@ if TYPE_CHECKING:
         SchemaViolationError,
         ServerStatusError,
         StorageError,
+        TextTooLongError,
         TooManyRequestsError,
         UnclosableAnswerError,
     )
     from runtime.inference.bounds import Bounds
+    from runtime.inference.embeddings import TruncatedEmbeddingResult, TruncatedText
     from runtime.server.manager import ServerManager
     from runtime.server.snapshot import ServerSnapshot
     from runtime.settings import RestartPolicy, ServerConfig
@@ -133,6 +135,7 @@ __all__ = [
     "StorageError",
     "TaskPriority",
     "TaskProfile",
+    "TextTooLongError",
     "TooManyRequestsError",
     "ToolCall",
     "ToolCallDelta",
@@ -141,6 +144,8 @@ __all__ = [
     "ToolMetadata",
     "ToolSideEffects",
     "ToolSpec",
+    "TruncatedEmbeddingResult",
+    "TruncatedText",
     "UnclosableAnswerError",
     "Usage",
     "__version__",
@@ -155,6 +160,8 @@ _HOMES = {
     "ServerConfig": "runtime.settings",
     "ServerManager": "runtime.server.manager",
     "ServerSnapshot": "runtime.server.snapshot",
+    "TruncatedEmbeddingResult": "runtime.inference.embeddings",
+    "TruncatedText": "runtime.inference.embeddings",
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
@@ -159,6 +159,31 @@ class ContextOverflowError(LLMInvalidRequestError):
         super().__init__(message, hint=hint)
         self.prompt_tokens = prompt_tokens
         self.context_tokens = context_tokens
+
+
+class TextTooLongError(ContextOverflowError):
+    """A text to embed has more tokens than can be embedded at once.
+
+    Attributes:
+        index: The first such text's place in the list.
+        too_long: Tokens of every text that is too long, by its place; None when the server did not
+            say.
+        limit: Most tokens of one text, or None when the server did not say.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        too_long: Mapping[int, int | None],
+        limit: int | None,
+        hint: str | None = None,
+    ) -> None:
+        index = min(too_long)
+        super().__init__(message, prompt_tokens=too_long[index], context_tokens=limit, hint=hint)
+        self.index = index
+        self.too_long = dict(too_long)
+        self.limit = limit
 
 
 # --- rate limits ------------------------------------------------------------------------------

@@ -215,7 +215,9 @@ class Endpoint:
         capabilities: What it can do.
         context_tokens: Tokens one request may hold, or None when it is not known.
         generation: Grows with each engine process, so that a client sees a restart.
-        slots: Requests it works on at once, or None when it is not known.
+        slots: Requests it decodes at once, or None when it is not known.
+        batch_tokens: Tokens it computes at once, which no text to embed may exceed; None when it is
+            not known.
     """
 
     base_url: str
@@ -226,3 +228,4 @@ class Endpoint:
     context_tokens: int | None
     generation: int = 0
     slots: int | None = None
+    batch_tokens: int | None = None

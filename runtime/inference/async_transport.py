@@ -25,7 +25,6 @@ from runtime.inference.effects import (
     Enter,
     ExpiredError,
     HttpHead,
-    Leave,
     Locate,
     Open,
     Pause,
@@ -130,6 +129,7 @@ class AsyncWire:
             QueueFullError: The line is full.
             WireError: None was free in time, or the wire was aborted meanwhile.
         """
+        self._leave()
         granted = anyio.Event()
         self._place = place = self._queue.enter(granted.set, bounded=effect.bounded)
         if not place.granted:
@@ -141,18 +141,17 @@ class AsyncWire:
                     raise self._queue.still_queued(place) from None
         return place
 
-    def leave(self) -> None:
-        """Give the slot up, or the place in line; nothing when there is none."""
-        place, self._place = self._place, None
-        if place is not None:
-            self._queue.leave(place)
-
     async def close(self) -> None:
         """Close the connection, which stops a server that still answers, and give the slot up."""
         try:
             await self._disconnect()
         finally:
-            self.leave()
+            self._leave()
+
+    def _leave(self) -> None:
+        place, self._place = self._place, None
+        if place is not None:
+            self._queue.leave(place)
 
     async def _disconnect(self) -> None:
         stream, self._stream, self._http = self._stream, None, None
@@ -293,8 +292,6 @@ class Performance(Generic[T]):
             return await self._wire.wait_for(self._locate(effect.timeout_s))
         if isinstance(effect, Enter):
             return await self._wire.enter(effect)
-        if isinstance(effect, Leave):
-            self._wire.leave()
         if isinstance(effect, Pause):
             await self._wire.pause(effect.seconds)
         return None

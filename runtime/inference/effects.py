@@ -89,7 +89,7 @@ class Read:
 class Enter:
     """Wait in line until a slot of the server is free. Result: a ``Place``, or None.
 
-    It is kept until :class:`Leave`, or the end of the flow.
+    It is kept until the end of the flow, or until it lines up again.
 
     Attributes:
         until: Instant by which it must be free.
@@ -98,11 +98,6 @@ class Enter:
 
     until: float
     bounded: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """Give the slot up. Result: None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +114,7 @@ class Pause:
     seconds: float
 
 
-Effect: TypeAlias = Locate | Enter | Leave | Open | Read | Emit | Pause
+Effect: TypeAlias = Locate | Enter | Open | Read | Emit | Pause
 
 Flow: TypeAlias = Generator[Effect, Any, T]
 """A request as a generator. The result of each effect is typed by the helpers below."""

@@ -79,7 +79,7 @@ def converse(
             out is never asked for again.
     """
     clock = Clock(limits)
-    place = yield from _place(clock)
+    place = yield from enter(clock)
     started_at = Provenance.now_iso()
     first_seed = payload.new_seed() if wish.seed is None else wish.seed
     resends = number = 0
@@ -138,10 +138,15 @@ def converse(
         return queueing.noted(response, place)
 
 
-def _place(clock: Clock) -> Flow[Place | None]:
-    """A slot for the whole conversation: one that is sent again does not line up again."""
+def enter(clock: Clock, *, bounded: bool = True) -> Flow[Place | None]:
+    """A slot, waited for in line; what is sent again does not line up again.
+
+    Raises:
+        QueueFullError: The line is full, and this request is ``bounded`` by that.
+        QueueTimeoutError: None was free before the total deadline.
+    """
     try:
-        return (yield from queueing.take_place(clock.until("total")))
+        return (yield from queueing.take_place(clock.until("total"), bounded=bounded))
     except AbortedError as exc:
         raise client_closed() from exc
 

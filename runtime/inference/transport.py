@@ -31,7 +31,6 @@ from runtime.inference.effects import (
     Enter,
     ExpiredError,
     HttpHead,
-    Leave,
     Locate,
     Open,
     Read,
@@ -130,6 +129,7 @@ class Wire:
             QueueFullError: The line is full.
             WireError: None was free in time, or the wire was aborted meanwhile.
         """
+        self._leave()
         self._place = place = self._queue.enter(self._woken.set, bounded=effect.bounded)
         if not place.granted:
             self._woken.wait(max(0.0, effect.until - time.monotonic()))
@@ -140,16 +140,15 @@ class Wire:
                 raise self._queue.still_queued(place)
         return place
 
-    def leave(self) -> None:
-        """Give the slot up, or the place in line; nothing when there is none."""
-        place, self._place = self._place, None
-        if place is not None:
-            self._queue.leave(place)
-
     def close(self) -> None:
         """Close the connection, which stops a server that still answers, and give the slot up."""
         self._disconnect()
-        self.leave()
+        self._leave()
+
+    def _leave(self) -> None:
+        place, self._place = self._place, None
+        if place is not None:
+            self._queue.leave(place)
 
     def _disconnect(self) -> None:
         response, self._response = self._response, None
@@ -200,8 +199,6 @@ def iterate(
                     result = locate(effect.timeout_s)
                 elif isinstance(effect, Enter):
                     result = wire.enter(effect)
-                elif isinstance(effect, Leave):
-                    wire.leave()
                 else:
                     wire.pause(effect.seconds)
             except WireError as exc:

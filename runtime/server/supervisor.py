@@ -326,6 +326,7 @@ class Supervisor:
             context_tokens=properties.slot_ctx or spec.slot_ctx,
             generation=self._view.generation + 1,
             slots=properties.slots or spec.parallel,
+            batch_tokens=plan.batch_tokens,
         )
         self._loop.cancel_timers()
         self._watch = ServiceWatch(  # before anyone can send it a request
