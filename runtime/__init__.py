@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         ConfigError,
         ConnectionLostError,
         ContextOverflowError,
+        CrashingRequestError,
         CutOffError,
         DownloadError,
         EngineNotInstalledError,
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
         TextTooLongError,
         TooManyRequestsError,
         UnclosableAnswerError,
+        UnenforceableSchemaError,
     )
     from runtime.inference.bounds import Bounds
     from runtime.inference.embeddings import TruncatedEmbeddingResult, TruncatedText
@@ -91,6 +93,7 @@ __all__ = [
     "ConfigError",
     "ConnectionLostError",
     "ContextOverflowError",
+    "CrashingRequestError",
     "CutOffError",
     "DownloadError",
     "EmbeddingResult",
@@ -147,6 +150,7 @@ __all__ = [
     "TruncatedEmbeddingResult",
     "TruncatedText",
     "UnclosableAnswerError",
+    "UnenforceableSchemaError",
     "Usage",
     "__version__",
 ]

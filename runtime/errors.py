@@ -140,6 +140,25 @@ class ModelTooLargeError(LLMInvalidRequestError):
         self.available_bytes = available_bytes
 
 
+class UnenforceableSchemaError(LLMInvalidRequestError):
+    """A schema is to be enforced strictly while decoding, and cannot be.
+
+    Attributes:
+        places: JSON pointer and keyword of everything that only validation would catch; empty when
+            it is the whole, or no single keyword.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        places: Sequence[tuple[str, str]] = (),
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.places = tuple(places)
+
+
 class ContextOverflowError(LLMInvalidRequestError):
     """The prompt does not fit the context of one request.
 
@@ -298,6 +317,7 @@ class RequestTimeoutError(LLMProviderError):
         phase: Which one: ``"connect"``, ``"first_token"``, ``"stall"`` or ``"total"``.
         after_s: Seconds waited.
         partial_text: What had arrived, or None.
+        doing: What the engine was doing, as far as that is known, or None.
     """
 
     def __init__(
@@ -307,12 +327,14 @@ class RequestTimeoutError(LLMProviderError):
         phase: str,
         after_s: float,
         partial_text: str | None = None,
+        doing: str | None = None,
         hint: str | None = None,
     ) -> None:
         super().__init__(message, hint=hint)
         self.phase = phase
         self.after_s = after_s
         self.partial_text = partial_text
+        self.doing = doing
 
 
 class QueueTimeoutError(RequestTimeoutError):
@@ -340,6 +362,29 @@ class ConnectionLostError(LLMProviderError):
         self, message: str, *, partial_text: str | None = None, hint: str | None = None
     ) -> None:
         super().__init__(message, hint=hint)
+        self.partial_text = partial_text
+
+
+class CrashingRequestError(LLMProviderError):
+    """A request is given up because the engine died of it, each time it was asked.
+
+    Attributes:
+        crashes: How often.
+        endings: How the process ended each time (``"SIGSEGV"``), oldest first.
+        partial_text: What had arrived, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        endings: Sequence[str],
+        partial_text: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.endings = tuple(endings)
+        self.crashes = len(self.endings)
         self.partial_text = partial_text
 
 
@@ -401,6 +446,7 @@ class SchemaViolationError(LLMBadResponseError):
     Attributes:
         pointer: JSON Pointer to the offending value within the answer; empty for the whole.
         reason: What is wrong with it.
+        repeated_key: The key that occurs twice in one object, if that is what is wrong.
     """
 
     def __init__(
@@ -409,12 +455,14 @@ class SchemaViolationError(LLMBadResponseError):
         *,
         pointer: str,
         reason: str,
+        repeated_key: str | None = None,
         partial_text: str | None = None,
         hint: str | None = None,
     ) -> None:
         super().__init__(message, hint=hint, partial_text=partial_text)
         self.pointer = pointer
         self.reason = reason
+        self.repeated_key = repeated_key
 
 
 class UnclosableAnswerError(CutOffError):

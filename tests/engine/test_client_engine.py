@@ -571,16 +571,36 @@ def kill_engine(client: LlamaClient) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def test_a_stream_whose_engine_is_killed_is_an_error_with_its_text(
-    own_client: LlamaClient,
+def test_a_stream_whose_engine_is_killed_is_an_error_where_nothing_may_be_sent_again(
+    kind: str, tiny_model_path: Path
 ) -> None:
-    stream = own_client.stream_chat(MESSAGES, params=params(max_tokens=LONG_CONTEXT))
-    heard = [next(stream).delta_text or "" for _ in range(3)]
-    kill_engine(own_client)
-    with pytest.raises(ConnectionLostError) as caught:
-        heard.extend(event.delta_text or "" for event in stream)
-    assert str(caught.value.partial_text).startswith("".join(heard[:3]))
-    assert own_client.chat(MESSAGES, params=params()).text, "by the restarted engine"
+    with LlamaClient(
+        str(tiny_model_path), ctx_size=LONG_CONTEXT, threads=1, max_retries=0, **options_of(kind)
+    ) as client:
+        stream = client.stream_chat(MESSAGES, params=params(max_tokens=LONG_CONTEXT))
+        heard = [next(stream).delta_text or "" for _ in range(3)]
+        kill_engine(client)
+        with pytest.raises(ConnectionLostError) as caught:
+            heard.extend(event.delta_text or "" for event in stream)
+        assert str(caught.value.partial_text).startswith("".join(heard[:3]))
+
+
+def test_a_stream_whose_engine_is_killed_goes_on_where_it_was(own_client: LlamaClient) -> None:
+    asked = params(max_tokens=60, temperature=0.8)
+    whole = own_client.chat(MESSAGES, params=asked)
+    heard: list[str] = []
+    last: Any = None
+    for event in own_client.stream_chat(MESSAGES, params=asked):
+        heard.append(event.delta_text or "")
+        last = event.response
+        if len(heard) in {5, 20}:
+            kill_engine(own_client)
+    assert "".join(heard) == last.text == whole.text
+    assert (last.usage, last.finish_reason) == (whole.usage, whole.finish_reason)
+    assert last.raw["recovery"]["count"] >= 1
+    assert last.raw["recovery"]["exact"]
+    assert whole.raw is not None
+    assert "recovery" not in whole.raw
 
 
 def test_a_request_that_finds_the_engine_dead_is_sent_to_the_next_one(
