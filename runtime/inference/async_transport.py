@@ -50,6 +50,9 @@ T = TypeVar("T")
 
 _PACKET_BYTES = 64 * 1024
 
+_END = b"[DONE]"
+"""In the last packet of a streamed answer, and hardly in another."""
+
 _SLICE_S = 0.5
 """Longest time a thread is kept waiting for a server that restarts: nobody can call it back."""
 
@@ -236,11 +239,14 @@ class Performance(Generic[T]):
         locate: Callable[[float], Awaitable[Endpoint]],
         board: Switchboard,
         wire: AsyncWire,
+        threads: Threads | None = None,
     ) -> None:
         self._begin = begin
         self._locate = locate
         self._board = board
         self._wire = wire
+        self._threads = threads
+        self._amid_answer = False
         self._stack = contextlib.ExitStack()
 
     async def __aenter__(self) -> Self:
@@ -268,22 +274,29 @@ class Performance(Generic[T]):
         result: object = None
         failure: WireError | LLMError | None = None
         while True:
-            try:
-                effect: Effect = (
-                    self._flow.send(result) if failure is None else self._flow.throw(failure)
-                )
-            except StopIteration as stop:
-                self.result = stop.value
-                return None
-            except AbortedError as exc:
-                raise client_closed() from exc
-            if isinstance(effect, Emit):
+            if self._threads is None or self._amid_answer:
+                effect = self._resume(result, failure)
+            else:
+                # Waited for when cancelled, too: a flow cannot be closed in the middle of its work.
+                effect = await self._threads.finish(partial(self._resume, result, failure))
+            if effect is None or isinstance(effect, Emit):
                 return effect
             result = failure = None
             try:
                 result = await self._perform(effect)
             except (WireError, LLMError) as exc:  # the latter when the server cannot be located
                 failure = exc
+            self._amid_answer = isinstance(result, bytes) and bool(result) and _END not in result
+
+    def _resume(self, result: object, failure: Exception | None) -> Effect | None:
+        """The flow's next effect, or None when it is over."""
+        try:
+            return self._flow.send(result) if failure is None else self._flow.throw(failure)
+        except StopIteration as stop:
+            self.result = stop.value
+            return None
+        except AbortedError as exc:
+            raise client_closed() from exc
 
     async def _perform(self, effect: Effect) -> object:
         if isinstance(effect, Read):
@@ -312,6 +325,10 @@ class Threads:
     async def run(self, work: Callable[[], T]) -> T:
         """What ``work`` returns. A task that is cancelled does not wait for its end."""
         return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
+
+    async def finish(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns; a task that is cancelled ends with it."""
+        return await anyio.to_thread.run_sync(work, limiter=self._limiter)
 
     async def endpoint(self, source: Locatable, seconds: float) -> Endpoint:
         """The endpoint, waited for within ``seconds``.
