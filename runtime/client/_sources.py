@@ -46,10 +46,6 @@ class EndpointSource(Protocol):
         """The endpoint as it was last known; never waits. Known once it was started."""
         ...
 
-    def ready(self) -> Endpoint | None:
-        """The endpoint to use now; None when it has to be waited for. Never waits."""
-        ...
-
     @property
     def models(self) -> tuple[str, ...]:
         """The names it answers to; empty when every name is passed on."""
@@ -151,10 +147,6 @@ class ManagedSource:
         names = (public_name(self.current), config.alias, config.model)
         return tuple(dict.fromkeys(name for name in names if name))
 
-    def ready(self) -> Endpoint | None:
-        found = self.manager.ready_endpoint
-        return None if found is None else self._known(found)
-
     @property
     def sampling(self) -> Mapping[str, float]:
         return self._sampling
@@ -215,9 +207,6 @@ class AttachedSource:
         if self._known is None:
             raise not_started()
         return self._known
-
-    def ready(self) -> Endpoint:
-        return self._found.endpoint
 
     def _discover(self) -> discovery.Discovered:
         address = self._address

@@ -10,7 +10,7 @@ import anyio
 from runtime.client._core import ClientCore
 from runtime.client._stream import DELTAS, EVENTS, AsyncAnswerStream, async_pieces
 from runtime.inference import embeddings, structured
-from runtime.inference.async_transport import AsyncWire, Performance, Threads
+from runtime.inference.async_transport import AsyncWire, Performance, Threads, locate
 from runtime.inference.flow import client_closed
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
         LLMResponse,
         LLMStreamEvent,
     )
-    from runtime.engines.base import Endpoint
     from runtime.inference.effects import Flow
     from runtime.inference.embeddings import TruncatedEmbeddingResult
     from runtime.inference.payload import Wish
@@ -245,14 +244,11 @@ class AsyncLlamaClient(ClientCore):
         wire: AsyncWire,
         threads: Threads | None,
     ) -> Performance[T]:
-        locate = partial(self._locate, source)
-        return Performance(begin, locate=locate, board=self._board, wire=wire, threads=threads)
+        find = partial(locate, source)
+        return Performance(begin, locate=find, board=self._board, wire=wire, threads=threads)
 
     def _threads_for(self, wish: Wish) -> Threads | None:
         return self._threads if wish.schema is not None or wish.tools else None
-
-    async def _locate(self, source: EndpointSource, timeout_s: float) -> Endpoint:
-        return source.ready() or await self._threads.endpoint(source, timeout_s)
 
     async def _started(self, source: EndpointSource) -> None:
         if self._closed:

@@ -53,8 +53,9 @@ _PACKET_BYTES = 64 * 1024
 _END = b"[DONE]"
 """In the last packet of a streamed answer, and hardly in another."""
 
-_SLICE_S = 0.5
-"""Longest time a thread is kept waiting for a server that restarts: nobody can call it back."""
+_LOOK_AGAIN_S = 0.02
+"""Pause between two looks at a server that restarts. A thread that waits for it could not be called
+back, and hundreds of requests would need hundreds."""
 
 
 class AsyncWire:
@@ -330,27 +331,28 @@ class Threads:
         """What ``work`` returns; a task that is cancelled ends with it."""
         return await anyio.to_thread.run_sync(work, limiter=self._limiter)
 
-    async def endpoint(self, source: Locatable, seconds: float) -> Endpoint:
-        """The endpoint, waited for within ``seconds``.
 
-        Raises:
-            LLMProviderError: There is none, or not in time.
-        """
-        until = time.monotonic() + seconds
-        while True:
-            left = max(0.0, until - time.monotonic())
-            try:
-                return await self.run(partial(source.endpoint, min(left, _SLICE_S)))
-            except RequestTimeoutError:
-                if left <= _SLICE_S:
-                    raise
+async def locate(source: Locatable, timeout_s: float) -> Endpoint:
+    """The endpoint, waited for while the server is being restarted.
+
+    Raises:
+        LLMProviderError: There is none, or not in time.
+    """
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            return source.endpoint(0.0)
+        except RequestTimeoutError:  # it is on its way
+            if time.monotonic() >= until:
+                raise
+        await anyio.sleep(_LOOK_AGAIN_S)
 
 
 class Locatable(Protocol):
     """Knows where a server is."""
 
     def endpoint(self, timeout_s: float) -> Endpoint:
-        """The endpoint to use now; waits while the server is being restarted."""
+        """The endpoint to use now; with no time to wait it does not, whatever the server does."""
         ...
 
 
