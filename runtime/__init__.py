@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         ConfigError,
         ConnectionLostError,
         ContextOverflowError,
+        CrashingRequestError,
         CutOffError,
         DownloadError,
         EngineNotInstalledError,
@@ -68,10 +69,13 @@ if TYPE_CHECKING:
         SchemaViolationError,
         ServerStatusError,
         StorageError,
+        TextTooLongError,
         TooManyRequestsError,
         UnclosableAnswerError,
+        UnenforceableSchemaError,
     )
     from runtime.inference.bounds import Bounds
+    from runtime.inference.embeddings import TruncatedEmbeddingResult, TruncatedText
     from runtime.server.manager import ServerManager
     from runtime.server.snapshot import ServerSnapshot
     from runtime.settings import RestartPolicy, ServerConfig
@@ -87,6 +91,7 @@ __all__ = [
     "ConfigError",
     "ConnectionLostError",
     "ContextOverflowError",
+    "CrashingRequestError",
     "CutOffError",
     "DownloadError",
     "EmbeddingResult",
@@ -129,6 +134,7 @@ __all__ = [
     "StorageError",
     "TaskPriority",
     "TaskProfile",
+    "TextTooLongError",
     "TooManyRequestsError",
     "ToolCall",
     "ToolCallDelta",
@@ -137,7 +143,10 @@ __all__ = [
     "ToolMetadata",
     "ToolSideEffects",
     "ToolSpec",
+    "TruncatedEmbeddingResult",
+    "TruncatedText",
     "UnclosableAnswerError",
+    "UnenforceableSchemaError",
     "Usage",
     "__version__",
 ]
@@ -151,6 +160,8 @@ _HOMES = {
     "ServerConfig": "runtime.settings",
     "ServerManager": "runtime.server.manager",
     "ServerSnapshot": "runtime.server.snapshot",
+    "TruncatedEmbeddingResult": "runtime.inference.embeddings",
+    "TruncatedText": "runtime.inference.embeddings",
 }
 
 

@@ -95,6 +95,12 @@ class ServerConfig(BaseModel):
         union_mode="left_to_right",
         description="Slots: requests decoded at once. auto: as many as memory allows, up to 4.",
     )
+    batch_size: int | None = Field(
+        None,
+        ge=32,
+        description="Tokens computed at once; a chat model can embed no longer text. More takes "
+        "more memory. None: 512, or the context of a model that only embeds.",
+    )
     threads: int | None = Field(
         None, ge=1, description="None: the least of cores, affinity and cgroup quota."
     )

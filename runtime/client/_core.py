@@ -198,14 +198,15 @@ class ClientCore:
         return counting.count_chat(made, self._limits)
 
     def _embedding(
-        self, source: EndpointSource, texts: list[str], model: str | None
+        self, source: EndpointSource, texts: list[str], model: str | None, *, truncate: bool
     ) -> Flow[EmbeddingResult]:
         asked = Asked(
             operation="embeddings",
             model=model or public_name(source.current),
             backend=self._settings.name,
         )
-        return self._observer.watch(embeddings.embed(texts, self._limits, model=model), asked)
+        wanted = embeddings.embed(texts, self._limits, model=model, truncate=truncate)
+        return self._observer.watch(wanted, asked)
 
     @staticmethod
     def _shaped(

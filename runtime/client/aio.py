@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeVar, overload
 
 import anyio
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from runtime.engines.base import Endpoint
     from runtime.inference.effects import Flow
+    from runtime.inference.embeddings import TruncatedEmbeddingResult
     from runtime.inference.payload import Wish
 
 T = TypeVar("T")
@@ -153,16 +154,28 @@ class AsyncLlamaClient(ClientCore):
 
     # --- beyond the contract ------------------------------------------------------------------
 
-    async def embed(self, texts: Sequence[str], *, model: str | None = None) -> EmbeddingResult:
+    @overload
+    async def embed(
+        self, texts: Sequence[str], *, model: str | None = None, truncate: Literal[True]
+    ) -> TruncatedEmbeddingResult: ...
+    @overload
+    async def embed(
+        self, texts: Sequence[str], *, model: str | None = None, truncate: bool = False
+    ) -> EmbeddingResult: ...
+    async def embed(
+        self, texts: Sequence[str], *, model: str | None = None, truncate: bool = False
+    ) -> EmbeddingResult:
         """A vector for each text, in order; see :meth:`runtime.LlamaClient.embed`."""
         checked = embeddings.checked(texts)
         embedder = self._own_embedder(model)
         if embedder is not None:
             await self._started(embedder)
-            return await self._run(embedder, self._embedding(embedder, checked, None))
+            wanted = self._embedding(embedder, checked, None, truncate=truncate)
+            return await self._run(embedder, wanted)
         await self.start()
         sent = await self._sent_name(model or self._settings.embedding_model)
-        return await self._run(self._source, self._embedding(self._source, checked, sent))
+        wanted = self._embedding(self._source, checked, sent, truncate=truncate)
+        return await self._run(self._source, wanted)
 
     async def healthcheck(self) -> BackendStatus:
         """Whether a request sent now would be served; never raises."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeVar, overload
 
 from runtime.client._core import ClientCore
 from runtime.client._stream import DELTAS, EVENTS, AnswerStream, pieces
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from runtime.engines.base import Endpoint
     from runtime.inference.effects import Flow
+    from runtime.inference.embeddings import TruncatedEmbeddingResult
     from runtime.inference.payload import Wish
 
 T = TypeVar("T")
@@ -143,14 +144,30 @@ class LlamaClient(ClientCore):
 
     # --- beyond the contract ------------------------------------------------------------------
 
-    def embed(self, texts: Sequence[str], *, model: str | None = None) -> EmbeddingResult:
+    @overload
+    def embed(
+        self, texts: Sequence[str], *, model: str | None = None, truncate: Literal[True]
+    ) -> TruncatedEmbeddingResult: ...
+    @overload
+    def embed(
+        self, texts: Sequence[str], *, model: str | None = None, truncate: bool = False
+    ) -> EmbeddingResult: ...
+    def embed(
+        self, texts: Sequence[str], *, model: str | None = None, truncate: bool = False
+    ) -> EmbeddingResult:
         """A vector for each text, in order; each of Euclidean length 1.
 
+        Texts are sent many at a time. The result keeps the vectors as 32-bit floats in one block
+        (:class:`runtime.inference.vectors.Vectors`), each of which is a tuple when asked for.
+
         Args:
-            texts: Any number, none empty. One longer than the server's batch is refused.
+            texts: Any number, none empty.
             model: The model; None for the client's ``embedding_model``, else its default model.
+            truncate: Embed the beginning of a text that is too long, instead of refusing it; the
+                result, a :class:`runtime.TruncatedEmbeddingResult`, tells which.
 
         Raises:
+            TextTooLongError: A text has more tokens than the server embeds at once; says which.
             LLMCapabilityError: The server serves no embeddings.
             LLMError: See the error table of the contract.
         """
@@ -158,10 +175,11 @@ class LlamaClient(ClientCore):
         embedder = self._own_embedder(model)
         if embedder is not None:
             embedder.start()
-            return self._run(self._embedding(embedder, checked, None), embedder.endpoint)
+            wanted = self._embedding(embedder, checked, None, truncate=truncate)
+            return self._run(wanted, embedder.endpoint)
         name = model or self._settings.embedding_model
         sent = self._source.resolve(name) if name is not None else None
-        return self._run(self._embedding(self._source, checked, sent))
+        return self._run(self._embedding(self._source, checked, sent, truncate=truncate))
 
     def healthcheck(self) -> BackendStatus:
         """Whether a request sent now would be served; never raises."""

@@ -17,7 +17,7 @@ import anyio
 import anyio.to_thread
 import h11
 
-from runtime.errors import RequestTimeoutError
+from runtime.errors import LLMError, RequestTimeoutError
 from runtime.inference.effects import (
     AbortedError,
     BrokenError,
@@ -229,7 +229,7 @@ class Performance(Generic[T]):
     async def advance(self) -> Emit | None:
         """Perform effects until a piece is to be handed out; None when there are no more."""
         result: object = None
-        failure: WireError | None = None
+        failure: WireError | LLMError | None = None
         while True:
             try:
                 effect: Effect = (
@@ -238,12 +238,14 @@ class Performance(Generic[T]):
             except StopIteration as stop:
                 self.result = stop.value
                 return None
+            except AbortedError as exc:
+                raise client_closed() from exc
             if isinstance(effect, Emit):
                 return effect
             result = failure = None
             try:
                 result = await self._perform(effect)
-            except WireError as exc:
+            except (WireError, LLMError) as exc:  # the latter when the server cannot be located
                 failure = exc
 
     async def _perform(self, effect: Effect) -> object:

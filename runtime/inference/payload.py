@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from runtime.errors import LLMCapabilityError, LLMInvalidRequestError, SchemaViolationError
-from runtime.inference import prompted_tools, strictness
+from runtime.inference import grammars, prompted_tools, strictness
 from runtime.inference import response_format as response_formats
 from runtime.inference import schema as schemas
 from runtime.inference import tools as toolboxes
@@ -181,7 +181,7 @@ def _wish(
     if "grammar" in rest and (box or schema):
         raise LLMInvalidRequestError("A grammar excludes tools and a response schema.")
     if "grammar" in rest:
-        schemas.check_grammar(rest["grammar"])
+        grammars.check_grammar(rest["grammar"])
     wish = Wish(
         messages=openai_messages(messages),
         model=_model(model),
@@ -208,7 +208,7 @@ def body(
     """
     if grammar := wish.options.get("grammar"):
         known = endpoint.capabilities
-        lark = schemas.is_lark(grammar)
+        lark = grammars.is_lark(grammar)
         if (known.llguidance if lark else known.grammar) is False:
             raise LLMCapabilityError(
                 f"The engine takes no {'llguidance' if lark else 'GBNF'} grammars.",
@@ -228,6 +228,8 @@ def body(
         made["temperature"] = wish.temperature
     if stream:
         made |= {"stream": True, "stream_options": {"include_usage": True}}
+        if endpoint.kind in LLAMA_CPP_KINDS:
+            made["return_progress"] = True  # how far the prompt is, and whether a slot has it
     if wish.tools:
         if told:
             several = made.pop("parallel_tool_calls", False) is True
@@ -269,6 +271,30 @@ def corrected(
         turn = {"role": "assistant", "content": "", "tool_calls": [openai_call(c) for c in calls]}
         heard = [_failure(call, told if call.arguments_json == said else "") for call in calls]
     return replace(wish, messages=(*wish.messages, turn, *heard))
+
+
+def can_go_on(wish: Wish, endpoint: Endpoint) -> bool:
+    """Whether an engine can go on with a text it is given the beginning of.
+
+    Only llama.cpp's takes an assistant message for that; and what a grammar steers, it would begin
+    anew.
+    """
+    steered = wish.schema or wish.tools or "grammar" in wish.options
+    return endpoint.kind in LLAMA_CPP_KINDS and not steered
+
+
+def going_on(wish: Wish, text: str, tokens: int) -> Wish:
+    """The wish for the rest of an answer.
+
+    Args:
+        wish: What was asked for.
+        text: The answer as far as it came.
+        tokens: Tokens of that; they are taken off the bound.
+    """
+    before = wish.messages[:-1] if wish.continued else wish.messages
+    begun: dict[str, object] = {"role": "assistant", "content": wish.continued + text}
+    left = None if wish.max_tokens is None else max(1, wish.max_tokens - tokens)
+    return replace(wish, messages=(*before, begun), max_tokens=left)
 
 
 def _failure(call: ToolCall, reason: str) -> dict[str, object]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from runtime.contracts import LLMDelta, LLMResponse, Provenance, ToolCallDelta
 from runtime.errors import CutOffError, LLMBadResponseError, UnclosableAnswerError
 from runtime.inference import schema, tools
+from runtime.inference.clock import Pace
+from runtime.inference.incidents import Incidents
 from runtime.inference.names import public_name
 
 if TYPE_CHECKING:
@@ -27,10 +29,14 @@ class Backend:
     Attributes:
         name: The client's name.
         config_hash: Changes when, and only when, the client's configuration does.
+        pace: How fast its engine processes prompts, as its requests have seen.
+        incidents: What its requests know of one another when the engine dies.
     """
 
     name: str
     config_hash: str
+    pace: Pace = field(default_factory=Pace, compare=False)
+    incidents: Incidents = field(default_factory=Incidents, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +51,8 @@ class Attempt:
         enforcement: How the schema was enforced while decoding, if there was one.
         tools: How tools were offered, if there were any.
         number: 0 for the first attempt, grows with each new seed.
-        resends: How often the request was sent again because no answer began.
+        resends: How often the request was sent again as it was, because it broke off.
+        recovery: Where the answer broke off, and how it went on; None when it did not.
         started_at: When the first attempt began, ISO 8601.
         closed: The answer as it was completed here, if it was cut off.
     """
@@ -60,6 +67,7 @@ class Attempt:
     started_at: str
     closed: Closed | None = None
     tools: Literal["native", "prompt"] | None = None
+    recovery: Mapping[str, object] | None = None
 
 
 def check(answer: Answer, wish: Wish) -> None:
@@ -244,6 +252,8 @@ def _notes(answer: Answer, attempt: Attempt) -> dict[str, object]:
         notes["timings"] = timings
         if "cache_n" in timings and "prompt_n" in timings:
             notes["cache"] = {"reused": timings["cache_n"], "processed": timings["prompt_n"]}
+    if attempt.recovery:
+        notes["recovery"] = dict(attempt.recovery)
     if attempt.sampling:
         notes["recommended_sampling"] = dict(attempt.sampling)
     if answer.reasoning:

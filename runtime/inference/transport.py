@@ -24,6 +24,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
+from runtime.errors import LLMError, RequestTimeoutError
 from runtime.inference.effects import (
     AbortedError,
     BrokenError,
@@ -36,6 +37,7 @@ from runtime.inference.effects import (
     UnreachableError,
     WireError,
 )
+from runtime.inference.flow import client_closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PACKET_BYTES = 64 * 1024
+_LOOK_UP_S = 0.1
 
 
 class Wire:
@@ -103,6 +106,27 @@ class Wire:
                 raise BrokenError(f"{self._response.length} bytes are missing")
         return data
 
+    def locate(self, find: Callable[[float], Endpoint], timeout_s: float) -> Endpoint:
+        """Where to send the request; waits as long as ``find`` does, and looks up now and then.
+
+        Raises:
+            AbortedError: The wire was aborted meanwhile.
+            LLMError: What ``find`` raises.
+        """
+        until = time.monotonic() + timeout_s
+        while True:
+            left_s = max(0.0, until - time.monotonic())
+            try:
+                found = find(min(left_s, _LOOK_UP_S))
+            except RequestTimeoutError:
+                if not self.aborted and left_s > _LOOK_UP_S:
+                    continue
+                if not self.aborted:
+                    raise
+            if self.aborted:
+                raise AbortedError("closed")
+            return found
+
     def pause(self, seconds: float) -> None:
         """Wait.
 
@@ -145,7 +169,7 @@ def iterate(
     Closing the generator closes the connection, which cancels the answer.
     """
     result: object = None
-    failure: WireError | None = None
+    failure: WireError | LLMError | None = None
     with contextlib.closing(flow), board.connected(wire), contextlib.closing(wire):
         while True:
             try:
@@ -153,6 +177,8 @@ def iterate(
             except StopIteration as stop:
                 done: T = stop.value
                 return done
+            except AbortedError as exc:
+                raise client_closed() from exc
             result = failure = None
             if isinstance(effect, Emit):
                 yield effect.item
@@ -163,10 +189,10 @@ def iterate(
                 elif isinstance(effect, Open):
                     result = wire.open(effect)
                 elif isinstance(effect, Locate):
-                    result = locate(effect.timeout_s)
+                    result = wire.locate(locate, effect.timeout_s)
                 else:
                     wire.pause(effect.seconds)
-            except WireError as exc:
+            except (WireError, LLMError) as exc:  # the latter when the server cannot be located
                 failure = exc
 
 

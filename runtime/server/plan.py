@@ -68,6 +68,13 @@ class LaunchPlan:
         """The model name to send in requests."""
         return self.choice.engine.served_name(self.spec)
 
+    @property
+    def batch_tokens(self) -> int | None:
+        """Tokens computed at once; None when the user's own arguments may have changed that."""
+        if any("batch" in argument for argument in self.spec.extra_args):
+            return None
+        return self.spec.physical_batch or DEFAULT_BATCH
+
 
 def new_key() -> str:
     """A random key of 256 bits."""

@@ -28,6 +28,7 @@ from runtime import (
     LLMStreamEvent,
     ServerConfig,
     ServerManager,
+    TruncatedEmbeddingResult,
     Usage,
 )
 
@@ -63,6 +64,8 @@ def uses_the_client(client: LlamaClient) -> None:
     for delta in deltas:
         assert_type(delta.text_delta, str | None)
     assert_type(client.embed(["a"]), EmbeddingResult)
+    assert_type(client.embed(["a"], truncate=True), TruncatedEmbeddingResult)
+    assert_type(client.embed(["a"], truncate=True).truncated[0].tokens, int | None)
     assert_type(client.embed(["a"]).vectors, Sequence[Sequence[float]])
     assert_type(client.capabilities(), BackendCapabilities)
     assert_type(client.healthcheck(), BackendStatus)

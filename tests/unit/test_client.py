@@ -675,10 +675,10 @@ def test_embeddings_keep_their_order_over_batches_and_have_unit_length(llama_cpp
     assert result.model_id == MODEL
 
 
-def test_a_batch_is_bounded_by_its_characters_too(client: LlamaClient, server: FakeServer) -> None:
-    client.embed(["x" * 40_000, "y" * 40_000, "z"])
+def test_a_batch_is_bounded_by_its_length_too(client: LlamaClient, server: FakeServer) -> None:
+    client.embed(["x" * 40_000, "y" * 6_000, "z" * 6_000, "y" * 6_000])
     asked = [each.body["input"] for each in server.requests if "embeddings" in each.path]
-    assert [len(batch) for batch in asked] == [1, 2]
+    assert [len(batch) for batch in asked] == [1, 2, 1]
 
 
 @pytest.mark.parametrize(
