@@ -248,12 +248,12 @@ def _located(ask: _Ask) -> Flow[Endpoint]:
         CrashingRequestError: The engine died because of this request.
     """
     clock, course, incidents = ask.clock, ask.course, ask.backend.incidents
-    since = clock.now
     endpoint = yield from _located_once(ask)
     if endpoint.generation != course.generation:
         if endpoint.generation:
             course.there(clock.now)
         if course.generation:
+            course.replaced()
             died_of = endpoint.predecessor_died_of
             if endings := incidents.died(ask.ticket, course.generation, died_of):
                 raise failures.crashing_request(endings, partial_text=course.partial)
@@ -263,7 +263,7 @@ def _located(ask: _Ask) -> Flow[Endpoint]:
             raise clock.timeout("total", partial_text=course.partial, doing=doing)
         yield Pause(_TURN_LOOK_S)
         endpoint = yield from _located_once(ask)
-    course.waited(clock.now - since)
+    course.located(clock.now)
     return endpoint
 
 
