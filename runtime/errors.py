@@ -140,6 +140,39 @@ class ModelTooLargeError(LLMInvalidRequestError):
         self.available_bytes = available_bytes
 
 
+class NoModelFitsError(LLMInvalidRequestError):
+    """None of a router's models fits what a request wants.
+
+    Attributes:
+        excluded: For each model the reason why not.
+    """
+
+    def __init__(
+        self, message: str, *, excluded: Mapping[str, str], hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.excluded = dict(excluded)
+
+
+class UnenforceableSchemaError(LLMInvalidRequestError):
+    """A schema is to be enforced strictly while decoding, and cannot be.
+
+    Attributes:
+        places: JSON pointer and keyword of everything that only validation would catch; empty when
+            it is the whole, or no single keyword.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        places: Sequence[tuple[str, str]] = (),
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.places = tuple(places)
+
+
 class ContextOverflowError(LLMInvalidRequestError):
     """The prompt does not fit the context of one request.
 
@@ -277,7 +310,8 @@ class RequestTimeoutError(LLMProviderError):
     """A deadline passed.
 
     Attributes:
-        phase: Which one: ``"connect"``, ``"first_token"``, ``"stall"`` or ``"total"``.
+        phase: Which one: ``"connect"``, ``"first_token"``, ``"stall"`` or ``"total"``; of a router
+            also ``"load"`` and ``"room"``.
         after_s: Seconds waited.
         partial_text: What had arrived, or None.
         doing: What the engine was doing, as far as that is known, or None.
@@ -395,6 +429,7 @@ class SchemaViolationError(LLMBadResponseError):
     Attributes:
         pointer: JSON Pointer to the offending value within the answer; empty for the whole.
         reason: What is wrong with it.
+        repeated_key: The key that occurs twice in one object, if that is what is wrong.
     """
 
     def __init__(
@@ -403,12 +438,14 @@ class SchemaViolationError(LLMBadResponseError):
         *,
         pointer: str,
         reason: str,
+        repeated_key: str | None = None,
         partial_text: str | None = None,
         hint: str | None = None,
     ) -> None:
         super().__init__(message, hint=hint, partial_text=partial_text)
         self.pointer = pointer
         self.reason = reason
+        self.repeated_key = repeated_key
 
 
 class UnclosableAnswerError(CutOffError):

@@ -11,8 +11,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from runtime.inference import gbnf
-from runtime.inference import schema as schemas
+from runtime.inference import gbnf, grammars
 from runtime.inference.messages import instructed
 
 if TYPE_CHECKING:
@@ -71,9 +70,9 @@ def _llguidance(box: ToolBox, bounds: Bounds | None, *, several: bool) -> str:
     lines.append("call: " + " | ".join(f"call{n}" for n in range(len(names))))
     for n, name in enumerate(names):
         head = json.dumps(f'{{"name": {json.dumps(name)}, "arguments": ')
-        document, _ = schemas.json_rule(box.arguments[name].text, bounds)
+        document, _ = grammars.json_rule(box.arguments[name].text, bounds)
         lines.append(f'call{n}: {head} arguments{n} "}}"')
-        lines.append(f"arguments{n}: %json {document or schemas.ANY_OBJECT}")
+        lines.append(f"arguments{n}: %json {document or grammars.ANY_OBJECT}")
     if box.choice == "auto":
         lines.append(r"text: /[^{\s](.|\n)*/")
     return "\n".join(lines)
