@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from runtime import (
+    ConfigError,
     LLMChatParams,
     LLMClient,
     LLMMessage,
@@ -161,7 +162,7 @@ def test_speeds_are_learned_and_outlive_the_client(files: dict[str, str]) -> Non
         client.generate(request(tags=("fast",)))
         for _ in client.stream(request(tags=("fast",))):
             pass
-    stored = json.loads((directories().state / "speeds.json").read_text())["models"]
+    stored = json.loads((directories().state / "routing" / "speeds.json").read_text())["models"]
     (measured,) = stored.values()
     assert measured["answers"] == 2
     assert measured["decode_tokens"] == 16
@@ -258,6 +259,9 @@ def test_one_that_cannot_be_loaded_gives_way(files: dict[str, str], tmp_path: Pa
         reply = client.generate(request(priority="quality"))
         assert reply.model == "small"
         assert "could not be loaded" in routing(reply)["excluded"]["gone"]
+        again = routing(client.generate(request(priority="quality")))
+        assert again["chosen"] == "small"
+        assert "could not be loaded" in again["excluded"]["gone"], "told, but not tried again"
         with pytest.raises(ModelNotFoundError):
             client.chat("hi", model="gone")
 
@@ -312,12 +316,24 @@ def test_everything_ends_with_the_process(files: dict[str, str], end: str) -> No
     wait_until("both engines are gone", lambda: is_gone(small) and is_gone(large))
 
 
+def test_a_port_for_all_is_nobodys(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_RUNTIME_PORT", "1")
+    with pytest.raises(ConfigError, match="port"):
+        RoutingClient(models(files), port=1)
+    with RoutingClient(models(files), ctx_size=512) as client:
+        assert client.chat("hi", model="small", params=BRIEF).text
+
+
 def test_a_configuration_is_a_model_and_the_description_is_json(files: dict[str, str]) -> None:
     config = ServerConfig(model=files["small"], ctx_size=256, alias="mine")
     with RoutingClient([config, files["large"]], ctx_size=512) as client:
         assert client.chat("hi", model="mine", params=BRIEF).model == "mine"
         described: Any = client.describe()
         assert list(described["models"]) == ["mine"]
+        assert {
+            "name", "kind", "default_model", "base_url", "config_hash", "max_retries",
+            "model_patterns", "model", "context_window",
+        } <= set(described["backend"])  # fmt: skip
         assert described["models"]["mine"]["server"]["context"]["actual"] == 256
         assert described["backend"]["models"]["large"]["server"]["ctx_size"] == 512
         assert json.loads(json.dumps(described["backend"])) == described["backend"]
