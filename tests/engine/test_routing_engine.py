@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +24,7 @@ from runtime import (
     ModelNotFoundError,
     NoModelFitsError,
     RequestTimeoutError,
+    RestartPolicy,
     RoutedModel,
     RoutingClient,
     ServerConfig,
@@ -209,6 +212,34 @@ def test_an_open_stream_keeps_its_model_and_who_needs_its_room_waits(
         assert is_gone(pid)
 
 
+def test_a_stream_that_is_dropped_lets_its_model_go(client: RoutingClient) -> None:
+    stream = client.stream_chat("hi", model="small", params=LLMChatParams(max_tokens=400))
+    next(stream)
+    residency: Any = client.describe()["residency"]
+    assert residency["small"]["users"] == 1
+    del stream, residency
+    residency = client.describe()["residency"]
+    assert residency["small"]["users"] == 0
+    described: Any = client.describe()
+    assert described["counters"]["cancelled"] == 1
+
+
+def test_a_stream_that_waits_for_room_can_be_closed(files: dict[str, str]) -> None:
+    with (
+        RoutingClient(models(files), ctx_size=512, memory_budget_bytes=BUDGET) as client,
+        client.stream_chat("hi", model="small", params=LLMChatParams(max_tokens=400)) as busy,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        next(busy)
+        waits = client.stream_chat("hi", model="large", params=BRIEF)
+        reading = threads.submit(list[Any], waits)
+        wait_until("it waits", lambda: "large" in str(client.describe()["residency"]))
+        waits.close()
+        assert reading.result(5) == []
+        wait_until("nobody waits", lambda: "large" not in str(client.describe()["residency"]))
+        assert list(pids(client)) == ["small"]
+
+
 def test_an_unused_model_goes_after_a_while_and_comes_back(files: dict[str, str]) -> None:
     with RoutingClient(models(files), ctx_size=512, idle_timeout_s=0.3) as client:
         first = client.chat("hi", model="small", params=BRIEF)
@@ -264,6 +295,22 @@ def test_one_that_cannot_be_loaded_gives_way(files: dict[str, str], tmp_path: Pa
         assert "could not be loaded" in again["excluded"]["gone"], "told, but not tried again"
         with pytest.raises(ModelNotFoundError):
             client.chat("hi", model="gone")
+
+
+def test_a_server_that_failed_for_good_is_replaced(files: dict[str, str]) -> None:
+    config = ServerConfig(model=files["small"], restart=RestartPolicy(enabled=False))
+    with RoutingClient([config], ctx_size=512) as client:
+        first = client.chat("hi", params=BRIEF)
+        (pid,) = pids(client).values()
+        os.kill(pid, signal.SIGKILL)
+
+        def state() -> object:
+            snapshot = client.server_snapshot()
+            return snapshot and snapshot["state"]
+
+        wait_until("its server has failed", lambda: state() == "failed")
+        assert client.chat("hi", params=BRIEF).text == first.text
+        assert state() == "ready"
 
 
 def test_everything_ends_with_close(files: dict[str, str]) -> None:
