@@ -301,6 +301,21 @@ def test_who_gives_up_is_let_go(pools: Pools) -> None:
     assert pool.table()["a"]["users"] == 0
 
 
+def test_room_is_not_waited_for_when_nobody_wants_the_model_any_more(pools: Pools) -> None:
+    pool, shelf = pools({"a": 8, "b": 8}, 8)
+    given_up = threading.Event()
+    with take(pool, "a"), ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(
+            pool.acquire, "b", until=time.monotonic() + 30, given_up=given_up.is_set
+        )
+        wait_until("it waits", lambda: pool.table().get("b", {}).get("users") == 1)
+        given_up.set()
+        pool.nudge()
+        assert isinstance(waiting.exception(5), EngineNotRunningError)
+        wait_until("b is off the table", lambda: "b" not in pool.table())
+    assert shelf.loads == ["a"]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_in_a_crowd_nothing_is_unloaded_in_use_or_beyond_the_budget(
     pools: Pools, seed: int
