@@ -343,7 +343,7 @@ def told(wish: Wish, endpoint: Endpoint, calls: Sequence[ToolCall]) -> Wish | No
     known = endpoint.capabilities
     missing = wish.tools is not None and wish.tools.call_wanted and not calls
     if missing and not prompts_tools(wish, endpoint) and (known.llguidance or known.grammar):
-        return replace(wish, tells_tools=True)
+        return telling(wish)
     return None
 
 
@@ -352,6 +352,11 @@ def thinks(wish: Wish, endpoint: Endpoint) -> Thinking | None:
     switches = wish.options.get("chat_template_kwargs")
     forbidden = isinstance(switches, Mapping) and switches.get("enable_thinking") is False
     return None if forbidden or wish.continued else endpoint.capabilities.thinking
+
+
+def telling(wish: Wish) -> Wish:
+    """The wish with its tools told in the prompt, whatever the template knows."""
+    return replace(wish, tells_tools=True)
 
 
 def prompts_tools(wish: Wish, endpoint: Endpoint) -> bool:
