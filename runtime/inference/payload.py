@@ -253,7 +253,14 @@ def body(
             made |= toolboxes.fields(wish.tools, llama_cpp=endpoint.kind in LLAMA_CPP_KINDS)
     thinking = thinks(wish, endpoint)
     if not wish.schema:
-        if wish.tools and thinking and "grammar" in made:
+        # The last resort for a call that did not come is no place for thoughts, where they may be
+        # left out: they would use up the budget again.
+        if (
+            wish.tools
+            and thinking
+            and "grammar" in made
+            and (thinking.opened or not wish.tells_tools)
+        ):
             made["grammar"] = thoughts.admitted(str(made["grammar"]), thinking)
         return made, None
     enforcement = schemas.enforcement(
