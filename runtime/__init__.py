@@ -76,6 +76,7 @@ if TYPE_CHECKING:
         TooManyRequestsError,
         UnclosableAnswerError,
         UnenforceableSchemaError,
+        UnreadableAnswerError,
     )
     from runtime.inference.bounds import Bounds
     from runtime.inference.embeddings import TruncatedEmbeddingResult, TruncatedText
@@ -153,6 +154,7 @@ __all__ = [
     "TruncatedText",
     "UnclosableAnswerError",
     "UnenforceableSchemaError",
+    "UnreadableAnswerError",
     "Usage",
     "__version__",
 ]
