@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from runtime.errors import LLMCapabilityError, LLMInvalidRequestError, SchemaViolationError
-from runtime.inference import grammars, prompted_tools, strictness
+from runtime.inference import grammars, prompted_tools, request_limits, strictness
 from runtime.inference import response_format as response_formats
 from runtime.inference import schema as schemas
 from runtime.inference import thinking as thoughts
@@ -171,6 +171,7 @@ def _wish(
             f"provider_options is {type(options).__name__}, not a mapping."
         )
     rest: dict[str, Any] = dict(options or {})  # type: ignore[call-overload]
+    request_limits.check_nesting(rest, "provider_options")
     for name in rest.keys() & _OWN.keys():
         if not (name == "n" and rest[name] == 1):
             raise LLMInvalidRequestError(
@@ -181,7 +182,8 @@ def _wish(
     temperature = _one("temperature", temperature, rest.pop("temperature", None))
     response_format = _one("response_format", response_format, rest.pop("response_format", None))
     box = toolboxes.toolbox(tools, rest.pop("tool_choice", None))
-    schema, level = response_formats.wanted(response_schema, response_format)
+    others = _schemas(rest.pop("schemas", None))
+    schema, level = response_formats.wanted(response_schema, response_format, others)
     if level is not None:
         policy = replace(policy, enforcement=level)
     policy = policy.taking(rest)  # what is said for this request has the last word
@@ -205,7 +207,9 @@ def _wish(
         schema=schema,
         policy=policy,
     )
-    encode({"messages": wish.messages, **wish.options})  # what is not JSON is refused here and now
+    request_limits.check_nesting(wish.messages, "messages")
+    # What is not JSON is refused here and now.
+    request_limits.check_size(encode({"messages": wish.messages, **wish.options}))
     return wish
 
 
@@ -290,6 +294,15 @@ def repaired(wish: Wish, problem: LLMError) -> Wish | None:
     return replace(wish, repair=further, tells_tools=wish.tells_tools or further == 2)
 
 
+def _schemas(value: object) -> Mapping[str, object] | None:
+    if value is None or isinstance(value, Mapping):
+        return value
+    raise LLMInvalidRequestError(
+        f"provider_options holds schemas of type {type(value).__name__}.",
+        hint="It is a mapping from the address of each schema to the schema.",
+    )
+
+
 def corrected(
     wish: Wish, problem: LLMBadResponseError, calls: Sequence[ToolCall] = ()
 ) -> Wish | None:
@@ -298,10 +311,12 @@ def corrected(
     A model is told of wrong arguments as of any failure of a tool: by the result of the call.
     """
     said = problem.partial_text
-    if not isinstance(problem, SchemaViolationError) or not said or wish.continued:
+    if not isinstance(problem, SchemaViolationError):
         return None
-    if len(said) + len(problem.reason) > _MOST_BLAMED:
-        return None
+    if problem.repeated_key is not None:
+        wish = _without_inventions(wish)
+    if not said or wish.continued or len(said) + len(problem.reason) > _MOST_BLAMED:
+        return wish if problem.repeated_key is not None else None
     place = f" at {problem.pointer}" if problem.pointer else ""
     told = f"That is not valid{place}: {problem.reason}. Answer again."
     turn: dict[str, object] = {"role": "assistant", "content": said}
@@ -334,6 +349,12 @@ def going_on(wish: Wish, text: str, tokens: int) -> Wish:
     begun: dict[str, object] = {"role": "assistant", "content": wish.continued + text}
     left = None if wish.max_tokens is None else max(1, wish.max_tokens - tokens)
     return replace(wish, messages=(*before, begun), max_tokens=left)
+
+
+def _without_inventions(wish: Wish) -> Wish:
+    """The wish with grammars under which no key can occur twice: a model may not invent any."""
+    bounds = replace(wish.policy.bounds, named_only=True, members=1)
+    return replace(wish, policy=replace(wish.policy, bounds=bounds))
 
 
 def _failure(call: ToolCall, reason: str) -> dict[str, object]:

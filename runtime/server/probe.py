@@ -225,7 +225,18 @@ def properties(
         api_key=api_key,
         body={"model": model, "messages": [{"role": "user", "content": "a"}]},
     )
-    tried = _tried(base_url, api_key=api_key, model=model, kind=kind, engine_file=engine_file)
+    listed = ask(base_url, "/v1/models", api_key=api_key)
+    fails = breaks_llguidance(listed.field("data", 0, "meta", "n_vocab"))
+    tried = _tried(
+        base_url,
+        api_key=api_key,
+        model=model,
+        kind=kind,
+        engine_file=engine_file,
+        memorable=not fails,
+    )
+    if fails:
+        tried = {**tried, "llguidance": False}
     caps = props.field("chat_template_caps")
     template = props.field("chat_template")
     thinking = _thinking(template, base_url, api_key=api_key)
@@ -271,6 +282,7 @@ def _tried(
     model: str,
     kind: EngineKind,
     engine_file: Path | None,
+    memorable: bool,
 ) -> dict[str, bool]:
     """What decoding under a constraint really does: a property of the build, so tried once."""
     if known := remembered_trials(engine_file):
@@ -281,9 +293,18 @@ def _tried(
     }
     certain = {name: value for name, value in found.items() if value is not None}
     identity = _identity(engine_file)
-    if identity and len(certain) == len(found):
+    if identity and len(certain) == len(found) and memorable:
         Memo(_MEMO).put(identity, certain)
     return certain
+
+
+def breaks_llguidance(vocabulary: object) -> bool:
+    """Whether the llguidance within engines fails at a vocabulary of this size.
+
+    Seen with derivre 0.3.8 (xllamacpp 2026.10): one less than a multiple of 32 panics at the first
+    token, and the engine goes on without the grammar.
+    """
+    return isinstance(vocabulary, int) and vocabulary % 32 == 31
 
 
 def remembered_trials(engine_file: Path | None) -> dict[str, bool]:
