@@ -225,7 +225,9 @@ def body(
     if grammar := wish.options.get("grammar"):
         known = endpoint.capabilities
         lark = grammars.is_lark(grammar)
-        if (known.llguidance if lark else known.grammar) is False:
+        # Never tried on llama-cpp-python: its process dies of a grammar that it cannot parse.
+        deadly = lark and endpoint.kind == "llama-cpp-python"
+        if deadly or (known.llguidance if lark else known.grammar) is False:
             raise LLMCapabilityError(
                 f"The engine takes no {'llguidance' if lark else 'GBNF'} grammars.",
                 hint="Use the other kind of grammar, or a response schema.",
