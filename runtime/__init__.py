@@ -78,6 +78,7 @@ if TYPE_CHECKING:
         TooManyRequestsError,
         UnclosableAnswerError,
         UnenforceableSchemaError,
+        UnreadableAnswerError,
     )
     from runtime.inference.bounds import Bounds
     from runtime.inference.embeddings import TruncatedEmbeddingResult, TruncatedText
@@ -157,6 +158,7 @@ __all__ = [
     "TruncatedText",
     "UnclosableAnswerError",
     "UnenforceableSchemaError",
+    "UnreadableAnswerError",
     "Usage",
     "__version__",
 ]

@@ -484,6 +484,10 @@ class UnclosableAnswerError(CutOffError):
     """A structured answer was cut off, and no valid completion of it was found in time."""
 
 
+class UnreadableAnswerError(LLMBadResponseError):
+    """The server could not read what its model wrote in the form of the model's chat template."""
+
+
 class IntegrityError(LLMBadResponseError):
     """A file's SHA-256 is not the expected one.
 

@@ -22,6 +22,7 @@ from runtime.errors import (
     ModelNotFoundError,
     ServerStatusError,
     TooManyRequestsError,
+    UnreadableAnswerError,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ _OVERFLOWS = (
     ),
     re.compile(r"\((?P<prompt>\d+) tokens\) exceeds the available context size \((?P<context>\d+)"),
 )
+
+# What llama.cpp says of an answer that its parser for the template cannot read.
+_UNREADABLE = "does not match the expected"
 
 # Sentences by which servers say that they, or the model, cannot do what was asked.
 _INCAPABLE = (
@@ -225,6 +229,11 @@ def _from_status(
         )
     if 400 <= status < 500:
         return LLMInvalidRequestError(f"The server refused the request (HTTP {status}){colon}")
+    if _UNREADABLE in said:
+        return UnreadableAnswerError(
+            f"The server could not read the model's answer{colon}",
+            hint="The chat template may not be this model's own.",
+        )
     return ServerStatusError(
         f"The server failed (HTTP {status}){colon}",
         status=status,

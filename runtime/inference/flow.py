@@ -18,6 +18,7 @@ from runtime.errors import (
     LLMInvalidRequestError,
     LLMProviderError,
     ServerStatusError,
+    UnreadableAnswerError,
 )
 from runtime.inference import failures, payload, queueing, reply
 from runtime.inference.clock import Clock
@@ -132,6 +133,16 @@ def _answered(ask: _Ask) -> Flow[LLMResponse]:
             if blamed is None:
                 raise
             raise blamed from None  # there was no room to tell the model what was wrong
+        except UnreadableAnswerError as exc:
+            delivered = course.delivered or (emit and exc.partial_text)
+            if delivered or number >= ask.limits.max_retries:
+                raise
+            # Calls in a form of ours need no reading by the server.
+            wish = asked = payload.telling(wish)
+            blamed = None
+            number += 1
+            course.begin_anew()
+            continue
         except (LLMInvalidRequestError, ServerStatusError) as exc:
             if (better := payload.repaired(asked, exc)) is None:
                 raise
@@ -352,6 +363,9 @@ def _stream(ask: _Ask, answer: Answer, endpoint: Endpoint) -> Flow[None]:
                 deltas = answer.add_event(event)
             except ConnectionLostError as exc:  # it says itself that it failed
                 raise BrokeOffError(exc, reached=True) from exc
+            except UnreadableAnswerError as exc:
+                exc.partial_text = answer.partial
+                raise
             moving = moving or answer.moves
             if moving:
                 clock.mark()  # comments and progress do not count: no token came

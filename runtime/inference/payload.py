@@ -247,7 +247,9 @@ def body(
     if grammar := wish.options.get("grammar"):
         known = endpoint.capabilities
         lark = grammars.is_lark(grammar)
-        if (known.llguidance if lark else known.grammar) is False:
+        # Never tried on llama-cpp-python: its process dies of a grammar that it cannot parse.
+        deadly = lark and endpoint.kind == "llama-cpp-python"
+        if deadly or (known.llguidance if lark else known.grammar) is False:
             raise LLMCapabilityError(
                 f"The engine takes no {'llguidance' if lark else 'GBNF'} grammars.",
                 hint="Use the other kind of grammar, or a response schema.",
@@ -279,7 +281,14 @@ def body(
             made |= toolboxes.fields(wish.tools, llama_cpp=endpoint.kind in LLAMA_CPP_KINDS)
     thinking = thinks(wish, endpoint)
     if not wish.schema:
-        if wish.tools and thinking and "grammar" in made:
+        # The last resort for a call that did not come is no place for thoughts, where they may be
+        # left out: they would use up the budget again.
+        if (
+            wish.tools
+            and thinking
+            and "grammar" in made
+            and (thinking.opened or not wish.tells_tools)
+        ):
             made["grammar"] = thoughts.admitted(str(made["grammar"]), thinking)
         return made, None
     enforcement = schemas.enforcement(
@@ -386,7 +395,7 @@ def told(wish: Wish, endpoint: Endpoint, calls: Sequence[ToolCall]) -> Wish | No
     known = endpoint.capabilities
     missing = wish.tools is not None and wish.tools.call_wanted and not calls
     if missing and not prompts_tools(wish, endpoint) and (known.llguidance or known.grammar):
-        return replace(wish, tells_tools=True)
+        return telling(wish)
     return None
 
 
@@ -395,6 +404,11 @@ def thinks(wish: Wish, endpoint: Endpoint) -> Thinking | None:
     switches = wish.options.get("chat_template_kwargs")
     forbidden = isinstance(switches, Mapping) and switches.get("enable_thinking") is False
     return None if forbidden or wish.continued else endpoint.capabilities.thinking
+
+
+def telling(wish: Wish) -> Wish:
+    """The wish with its tools told in the prompt, whatever the template knows."""
+    return replace(wish, tells_tools=True)
 
 
 def prompts_tools(wish: Wish, endpoint: Endpoint) -> bool:

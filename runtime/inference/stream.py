@@ -187,6 +187,12 @@ class Answer:
         return "" if self._held is not None else "".join(self._text)
 
     @property
+    def partial(self) -> str | None:
+        """What an error shows of the answer: its text, else the arguments of its last call."""
+        calls = self.tool_calls
+        return self.text or (calls[-1].arguments_json if calls else None)
+
+    @property
     def calls(self) -> dict[int, ToolCall]:
         """The tool calls so far, by their index."""
         return {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typing_extensions
-from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter, ValidationError
 
 from runtime.errors import LLMInvalidRequestError, SchemaViolationError
 from runtime.inference.schema import pointer
@@ -57,7 +57,12 @@ def shape_of(output_type: TypeForm[Any]) -> Shape:
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(_readable(output_type))
         return Shape(schema=adapter.json_schema(), adapter=adapter)
-    except PydanticUserError as exc:
+    except RecursionError as exc:
+        raise LLMInvalidRequestError(
+            f"{output_type!r} refers to itself in a way that cannot be followed.",
+            hint="Take TypedDict from typing_extensions, or use a pydantic model.",
+        ) from exc
+    except (PydanticUserError, PydanticUndefinedAnnotation) as exc:
         raise LLMInvalidRequestError(
             f"{output_type!r} has no JSON Schema: {exc.message}",
             hint="Use a pydantic model, a dataclass, or another type pydantic understands.",
@@ -80,6 +85,8 @@ def _readable(kind: Any) -> Any:
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin in {typing.Union, types.UnionType}:
         return typing.Union[tuple(_readable(part) for part in parts)]  # noqa: UP007 - not literal
+    if origin is typing.Annotated:
+        return typing.Annotated[(_readable(parts[0]), *parts[1:])]
     if origin in {list, dict, tuple, set, frozenset}:
         return origin[tuple(_readable(part) for part in parts)]
     return kind

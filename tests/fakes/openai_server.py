@@ -201,6 +201,9 @@ class FakeServer:
         llama_cpp: Whether it has what llama.cpp's server has beyond OpenAI's API.
         llguidance: Whether it compiles llguidance grammars, refuses them, or ignores them.
         tools: Whether its model's template knows tools.
+        prompt_end: How its template begins the model's turn; None for a template that knows nothing
+            of thoughts.
+        separates: Whether it keeps thoughts apart from the text.
         api_key: The key it asks for.
         listed: The models it lists.
         slots: How many requests it says to work on at once.
@@ -212,6 +215,8 @@ class FakeServer:
         llama_cpp: bool = True,
         llguidance: Literal["compiled", "refused", "ignored"] = "compiled",
         tools: bool = False,
+        prompt_end: str | None = None,
+        separates: bool = False,
         api_key: str | None = None,
         listed: Sequence[str] = (MODEL,),
         slots: int = 4,
@@ -219,6 +224,8 @@ class FakeServer:
         self.llama_cpp = llama_cpp
         self.llguidance = llguidance
         self.tools = tools
+        self.prompt_end = prompt_end
+        self.separates = separates
         self.api_key = api_key
         self.listed = list(listed)
         self.slots = slots
@@ -288,6 +295,11 @@ class FakeServer:
     def _chat(self, peer: Peer, request: Request) -> None:
         grammar = request.body.get("grammar", "")
         if request.body["messages"] == [{"role": "user", "content": "."}]:  # a client's probe
+            if "</think>" in grammar:
+                apart = {"content": "z", "reasoning_content": "q"}
+                message = {"role": "assistant", **(apart if self.separates else {"content": "qz"})}
+                says(message=message)(peer, request)
+                return
             if self.llguidance != "refused":
                 said = '"' if self.llguidance == "compiled" else "The"
                 says(said, reason="length")(peer, request)
@@ -328,7 +340,10 @@ class FakeServer:
                     "endpoint_slots": True,
                     "endpoint_metrics": True,
                     "chat_template_caps": caps,
+                    "chat_template": "" if self.prompt_end is None else "<think></think>",
                 }
+            case "/apply-template":
+                return 200, {"prompt": f"user: {self.prompt_end or ''}"}
             case "/tokenize":
                 return 200, {"tokens": list(range(len(body["content"].split())))}
             case "/v1/chat/completions/input_tokens":

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict, assert_type
+from decimal import Decimal
+from typing import Annotated, Generic, Literal, TypedDict, TypeVar, assert_type
+from uuid import UUID
 
 from pydantic import BaseModel
 
@@ -37,6 +39,13 @@ from runtime import (
 
 class Answer(BaseModel):
     n: int
+
+
+Item = TypeVar("Item")
+
+
+class Page(BaseModel, Generic[Item]):
+    items: list[Item]
 
 
 @dataclass
@@ -106,6 +115,11 @@ def parses_what_it_is_given(client: LlamaClient) -> None:
     assert_type(client.parse("hi", list[int]), list[int])
     assert_type(client.parse("hi", int | str, temperature=0.5, max_tokens=5), int | str)
     assert_type(client.parse("hi", Literal["a", "b"]), Literal["a", "b"])
+    assert_type(client.parse("hi", Answer | None), Answer | None)
+    assert_type(client.parse("hi", dict[str, list[Point]]), dict[str, list[Point]])
+    assert_type(client.parse("hi", Page[int]), Page[int])
+    assert_type(client.parse("hi", Annotated[Decimal, "euro"]), Decimal)
+    assert_type(client.parse("hi", UUID), UUID)
 
 
 def names_are_known() -> None:

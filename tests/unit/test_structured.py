@@ -6,13 +6,14 @@ import datetime as dt
 import json
 import typing
 from dataclasses import dataclass
-from enum import Enum
-from typing import Annotated, Any, Literal
+from decimal import Decimal
+from enum import Enum, IntEnum
+from typing import Annotated, Any, Generic, Literal
 from uuid import UUID
 
 import pytest
 import typing_extensions
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PositiveInt, RootModel
 
 from runtime.engines.base import EngineCapabilities
 from runtime.errors import LLMInvalidRequestError, SchemaViolationError
@@ -23,6 +24,9 @@ from runtime.inference.structured import shape_of
 class Mood(Enum):
     GLAD = "glad"
     SAD = "sad"
+
+
+Item = typing.TypeVar("Item")
 
 
 class Tree(BaseModel):
@@ -63,9 +67,64 @@ class Point:
     label: str = "origin"
 
 
+class Page(BaseModel, Generic[Item]):
+    items: list[Item]
+    total: PositiveInt
+
+
+@dataclass
+class Box(Generic[Item]):
+    content: Item
+    inner: Box[Item] | None = None
+
+
+class Priced(typing.NamedTuple):
+    price: Decimal
+    currency: Literal["EUR", "USD"] = "EUR"
+
+
+class Numbers(RootModel[list[int]]):
+    pass
+
+
+class Level(IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+class Mixed(BaseModel):
+    rows: dict[str, list[Row | None]]
+    ratio: Annotated[float, Field(gt=0, lt=1)]
+    at: dt.time
+    level: Level
+    tags: set[str] = set()
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "value"),
     [
+        (Page[int], '{"items": [1, 2], "total": 2}', Page[int](items=[1, 2], total=2)),
+        (Box[int], '{"content": 1, "inner": {"content": 2}}', Box(1, Box(2))),
+        (Priced, '["1.50"]', Priced(Decimal("1.50"))),
+        (Decimal, '"12.340"', Decimal("12.340")),
+        (Numbers, "[3]", Numbers([3])),
+        (list[Numbers], "[[3], []]", [Numbers([3]), Numbers([])]),
+        (Level, "2", Level.HIGH),
+        (
+            Mixed,
+            '{"rows": {"a": [{"name": "n"}, null]}, "ratio": 0.5, "at": "01:02:03Z", "level": 1}',
+            Mixed(
+                rows={"a": [{"name": "n"}, None]},
+                ratio=0.5,
+                at=dt.time(1, 2, 3, tzinfo=dt.UTC),
+                level=Level.LOW,
+            ),
+        ),
+        (
+            Annotated[OldRow, Field(title="Row")],
+            '{"name": "a", "size": 3}',
+            {"name": "a", "size": 3},
+        ),
         (Mood, '"glad"', Mood.GLAD),
         (int | str | None, "null", None),
         (Pet, '{"kind": "cat", "lives": 9}', Cat(kind="cat", lives=9)),
@@ -116,3 +175,12 @@ def test_members_of_an_old_typed_dict_stay_required() -> None:
 def test_a_type_without_a_schema_is_refused() -> None:
     with pytest.raises(LLMInvalidRequestError, match="no JSON Schema"):
         shape_of(typing.Callable[[], int])
+
+
+class Endless(typing.TypedDict):
+    inner: list[Endless]
+
+
+def test_an_old_typed_dict_that_holds_itself_is_refused_by_name() -> None:
+    with pytest.raises(LLMInvalidRequestError, match="refers to itself"):
+        shape_of(Endless)

@@ -9,7 +9,12 @@ import pytest
 
 from runtime import LlamaClient
 from runtime.contracts import LLMMessage, LLMRequest, ToolSpec
-from runtime.errors import CutOffError, LLMBadResponseError, UnclosableAnswerError
+from runtime.errors import (
+    CutOffError,
+    LLMBadResponseError,
+    UnclosableAnswerError,
+    UnreadableAnswerError,
+)
 from tests.fakes.openai_server import FakeServer, event, events_of, piece, says, streams
 
 if TYPE_CHECKING:
@@ -217,3 +222,21 @@ def test_where_no_call_may_be_what_looks_like_one_is_text(
     server.will(says(said))
     reply = client.generate(ask(tool_choice="none"))
     assert (reply.text, reply.tool_calls) == (said, ())
+
+
+def test_an_answer_that_the_server_could_not_read_is_asked_for_in_a_form_of_ours(
+    client: LlamaClient, server: FakeServer
+) -> None:
+    said = "The model produced output that does not match the expected peg-native format"
+    problem = {"error": {"code": 500, "message": said, "type": "server_error"}}
+    line = '{"name": "add", "arguments": {"x": 1, "y": "ab"}}'
+    server.will(streams(event(problem), end=False), says(line))
+    assert client.generate(ask()).tool_calls[0].arguments_json == WHOLE
+    assert "tools" not in server.chats[-1].body
+    server.will(*[streams(event(problem), end=False)] * 3)
+    with pytest.raises(UnreadableAnswerError, match="could not read"):
+        client.generate(ask())
+    server.will(streams(event(piece({"content": "I"})), event(problem), end=False))
+    with pytest.raises(UnreadableAnswerError) as caught:
+        list(client.stream(ask()))
+    assert caught.value.partial_text == "I"
