@@ -249,10 +249,12 @@ def _overflow(said: str, problem: Mapping[str, object]) -> ContextOverflowError 
         found = next((match for form in _OVERFLOWS if (match := form.search(said))), None)
         if found:
             prompt, context = int(found["prompt"]), int(found["context"])
-        elif {problem.get("type"), problem.get("code")} & {
-            "exceed_context_size_error",
-            "context_length_exceeded",
-        }:
+        elif any(
+            # Compared one by one: what a server sends there may be a list, which has no hash.
+            problem.get(field) == mark
+            for field in ("type", "code")
+            for mark in ("exceed_context_size_error", "context_length_exceeded")
+        ):
             prompt = context = None
         else:
             return None

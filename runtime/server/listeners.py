@@ -65,8 +65,9 @@ def reached(listeners: Iterable[Listener], host: str, port: int) -> Sequence[Lis
     if target is None or target in _ANY:
         return here
     same = {target, _MAPPED + target} if len(target) == 4 else {target}
+    anywhere = _ANY if len(target) == 4 else {bytes(16)}
     exact = [listener for listener in here if listener.address in same]
-    return exact or [listener for listener in here if listener.address in _ANY]
+    return exact or [listener for listener in here if listener.address in anywhere]
 
 
 def _packed(host: str) -> bytes | None:
@@ -85,13 +86,19 @@ def who_listens(base_url: str, *, pid: int) -> Verdict:
     """
     parts = urlsplit(base_url)
     host, port = parts.hostname or "", parts.port or 0
-    try:
-        texts = [table.read_text("ascii") for table in _TABLES if table.exists()]
-    except OSError:
-        texts = []
-    if not texts:
+    tables = [table for table in _TABLES if table.exists()]
+    if not tables:
         return _ask_psutil(pid, port)
-    wanted = {at.inode for text in texts for at in reached(parse_table(text), host, port)}
+    wanted: set[int] = set()
+    try:
+        for table in tables:
+            # The second is asked only when the first knows of none: each takes the kernel some
+            # milliseconds where there are many connections.
+            wanted = wanted or {
+                at.inode for at in reached(parse_table(table.read_text("ascii")), host, port)
+            }
+    except OSError:
+        return "unknown"
     if not wanted:
         return "unknown"
     found: set[int] = set()

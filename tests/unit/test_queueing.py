@@ -235,7 +235,7 @@ def test_the_total_deadline_counts_the_wait_and_says_who_was_ahead(server: FakeS
     desk = Desk()
     with (
         LlamaClient(base_url=server.url, request_timeout_s=20) as client,
-        LlamaClient(base_url=server.url, request_timeout_s=0.2) as hasty,
+        LlamaClient(base_url=server.url, request_timeout_s=1) as hasty,
     ):
         hasty._source.queue = client._source.queue
         server.will(*[desk] * 3)
@@ -243,7 +243,7 @@ def test_the_total_deadline_counts_the_wait_and_says_who_was_ahead(server: FakeS
         with pytest.raises(QueueTimeoutError, match="1 ahead") as caught:
             hasty.chat("hi")
         assert (caught.value.phase, caught.value.ahead) == ("queue", 1)
-        assert 0.2 <= caught.value.after_s < 2
+        assert 1 <= caught.value.after_s < 3
         assert counts(client) == (2, 1)  # it left the line
         desk.open.set()
         for thread, outcome in threads:
@@ -382,7 +382,7 @@ async def test_tasks_wait_in_the_same_order_and_may_be_cancelled_there(
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_task_in_line_has_a_deadline(server: FakeServer) -> None:
     desk = Desk()
-    async with AsyncLlamaClient(base_url=server.url, request_timeout_s=0.4) as client:
+    async with AsyncLlamaClient(base_url=server.url, request_timeout_s=1.5) as client:
         server.will(*[desk] * 2)
         caught: list[Exception] = []
 
