@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,15 +19,18 @@ from runtime.errors import LLMCapabilityError, LLMInvalidRequestError, SchemaVio
 from runtime.inference import grammars, prompted_tools, request_limits, strictness
 from runtime.inference import response_format as response_formats
 from runtime.inference import schema as schemas
+from runtime.inference import thinking as thoughts
 from runtime.inference import tools as toolboxes
-from runtime.inference.histories import with_tools, without_tools
+from runtime.inference.histories import regular, with_tools, without_tools
 from runtime.inference.messages import instructed, openai_call, openai_messages
 from runtime.inference.policy import Policy
 
 if TYPE_CHECKING:
     from runtime.contracts import ToolCall
     from runtime.engines.base import Endpoint
-    from runtime.errors import LLMBadResponseError
+    from runtime.engines.thinking import Thinking
+    from runtime.errors import LLMBadResponseError, LLMError
+    from runtime.inference.histories import Message
     from runtime.inference.schema import Enforcement, Schema
     from runtime.inference.tools import ToolBox
 
@@ -53,6 +57,11 @@ _OWN: Final = {
     "json_schema": "use response_schema",
     "n": "send the request several times",
 }
+_REFUSED: Final = re.compile(
+    r"template|expression at line|alternat|\brole|tool[ _]call|(?:user|system|assistant) message",
+    re.IGNORECASE,
+)
+"""What servers say when a chat template does not take a conversation, in words of its own."""
 _BOUNDS: Final = ("max_tokens", "max_completion_tokens", "n_predict")
 
 
@@ -74,6 +83,8 @@ class Wish:
         tools: The tools, or None.
         schema: The answer's schema, or None.
         policy: What is wanted of a structured answer besides.
+        repair: How far the history is brought into order, since a template refused it: 0 as it
+            is, 1 into the order that the strictest ask for, 2 into plain turns of two.
         tells_tools: Whether tools are told in the prompt although the template may know them.
     """
 
@@ -87,6 +98,7 @@ class Wish:
     tools: ToolBox | None = None
     schema: Schema | None = None
     policy: Policy = _PLAIN
+    repair: int = 0
     tells_tools: bool = False
 
     @property
@@ -219,7 +231,7 @@ def body(
                 hint="Use the other kind of grammar, or a response schema.",
             )
     told = prompts_tools(wish, endpoint)
-    messages = without_tools(wish.messages) if told else with_tools(wish.messages)
+    messages = _shaped(wish, told=told)
     made: dict[str, object] = {
         "model": wish.model or endpoint.model,
         "messages": messages,
@@ -243,7 +255,10 @@ def body(
             )
         else:
             made |= toolboxes.fields(wish.tools, llama_cpp=endpoint.kind in LLAMA_CPP_KINDS)
+    thinking = thinks(wish, endpoint)
     if not wish.schema:
+        if wish.tools and thinking and "grammar" in made:
+            made["grammar"] = thoughts.admitted(str(made["grammar"]), thinking)
         return made, None
     enforcement = schemas.enforcement(
         wish.schema, endpoint.capabilities, wish.policy.bounds, kind=endpoint.kind
@@ -252,7 +267,24 @@ def body(
         strictness.demand(wish.schema, enforcement)
     if enforcement.instruction:
         made["messages"] = instructed(messages, enforcement.instruction)
-    return {**made, **enforcement.fields}, enforcement
+    made |= enforcement.fields
+    if thinking and "grammar" in made:
+        made["grammar"] = thoughts.admitted(str(made["grammar"]), thinking)
+    return made, enforcement
+
+
+def _shaped(wish: Wish, *, told: bool) -> list[Message]:
+    if wish.repair:
+        return regular(wish.messages, tools=not told and wish.repair == 1)
+    return without_tools(wish.messages) if told else with_tools(wish.messages)
+
+
+def repaired(wish: Wish, problem: LLMError) -> Wish | None:
+    """The wish with its history in better order, if that may be what a template refused."""
+    if wish.repair >= 2 or not _REFUSED.search(problem.message):
+        return None
+    further = wish.repair + 1
+    return replace(wish, repair=further, tells_tools=wish.tells_tools or further == 2)
 
 
 def _schemas(value: object) -> Mapping[str, object] | None:
@@ -334,6 +366,13 @@ def told(wish: Wish, endpoint: Endpoint, calls: Sequence[ToolCall]) -> Wish | No
     if missing and not prompts_tools(wish, endpoint) and (known.llguidance or known.grammar):
         return replace(wish, tells_tools=True)
     return None
+
+
+def thinks(wish: Wish, endpoint: Endpoint) -> Thinking | None:
+    """How the model will think before it answers; None when it will not, or that is not known."""
+    switches = wish.options.get("chat_template_kwargs")
+    forbidden = isinstance(switches, Mapping) and switches.get("enable_thinking") is False
+    return None if forbidden or wish.continued else endpoint.capabilities.thinking
 
 
 def prompts_tools(wish: Wish, endpoint: Endpoint) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import signal as signals
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class _Sign:
 
 def _sign(pattern: str, code: str, sentence: str, hint: str | None) -> _Sign:
     return _Sign(
-        re.compile(pattern, re.IGNORECASE),
+        re.compile(pattern, re.IGNORECASE | re.MULTILINE),
         Diagnosis(code=code, sentence=sentence, hint=hint, repeats=True),
     )
 
@@ -91,20 +92,23 @@ _SIGNS: Final = (
     ),
     _sign(
         r"bad_alloc|insufficient memory|cannot allocate memory|failed to allocate|out of memory|"
-        r"cudaMalloc failed|unable to allocate|ErrorOutOfDeviceMemory|Unable to mmap|mmap failed",
+        r"cudaMalloc failed|unable to allocate|ErrorOutOfDeviceMemory|Unable to mmap|mmap failed|"
+        r"^MemoryError\b",
         "out_of_memory",
         "there is not enough memory for model and context",
         _SMALLER,
     ),
     _sign(
-        # What glibc's std::thread throws under a limit of processes or of address space.
-        r"what\(\):\s+Resource temporarily unavailable",
+        # std::thread, OpenMP, our host of xllamacpp and Python under a limit of processes.
+        r"(?:what\(\):\s+|\berror: |thread\b.*: )Resource temporarily unavailable|"
+        r"can't start new thread",
         "no_process",
         "the system allows it no further thread",
         "Close programs, or raise the limits of processes and memory (ulimit -u, ulimit -v).",
     ),
     _sign(
-        r"failed to parse .*chat template|chat template .*(?:error|fail|not supported)",
+        r"failed to parse .*chat template|chat template .*(?:error|fail|not supported)|"
+        r"jinja2[./](?:exceptions|lexer|parser|compiler)\b",  # llama-cpp-python's traceback
         "bad_template",
         "the model's chat template does not work",
         TEMPLATE_HINT,
@@ -119,6 +123,7 @@ def diagnose(
     log_tail: Sequence[str],
     was_ready: bool,
     out_of_memory: bool = False,
+    refused: int | None = None,
 ) -> Diagnosis:
     """Name the cause of an engine's end.
 
@@ -128,7 +133,16 @@ def diagnose(
         log_tail: Its last lines, oldest first.
         was_ready: Whether it had served before; causes of failed starts are then not looked for.
         out_of_memory: Whether the kernel killed a process for want of memory meanwhile.
+        refused: The error number with which the system refused to execute it, or None.
     """
+    if refused in {errno.EAGAIN, errno.ENOMEM}:
+        return Diagnosis(
+            code="no_process",
+            sentence="the system refused a new process",
+            hint="Close programs, or raise the limits of processes and memory (ulimit -u, "
+            "ulimit -v).",
+            repeats=False,
+        )
     if signal == signals.SIGKILL and out_of_memory:
         return Diagnosis(
             code="out_of_memory",

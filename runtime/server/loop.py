@@ -5,6 +5,7 @@ It sleeps until something happens: a request, a readable descriptor, or a due ti
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import threading
@@ -45,16 +46,28 @@ class Loop:
     # --- any thread ---------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Make the thread where there is none."""
+        """Make the thread where there is none.
+
+        Raises:
+            OSError: The system allows no further thread or pipe.
+        """
         with self._gate:
             if self._thread is not None:
                 return
             wake_read, self._wake_fd = os.pipe()
             os.set_blocking(wake_read, False)
-            self._thread = self._latest_thread = threading.Thread(
+            thread = threading.Thread(
                 target=self._run, args=(wake_read,), name=self._name, daemon=True
             )
-            self._thread.start()
+            self._thread = thread
+            try:
+                thread.start()
+            except RuntimeError as exc:
+                self._thread = None
+                os.close(wake_read)
+                os.close(self._wake_fd)
+                raise OSError(errno.EAGAIN, str(exc)) from exc
+            self._latest_thread = thread
 
     def call(self, request: Callable[[], _T]) -> _T | None:
         """Have the thread run ``request`` and wait; None when there is no thread any more."""

@@ -7,11 +7,12 @@ import http.client
 import io
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from runtime.engines.base import EngineCapabilities
+from runtime.engines.thinking import is_separated, separation_trial, thinking_of
 from runtime.memo import Memo, file_identity
 from runtime.server.listeners import holder
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from runtime.engines.base import EngineKind
+    from runtime.engines.thinking import Thinking
     from runtime.server.listeners import Verdict
 
 PROBE_TIMEOUT_S = 1.0
@@ -237,6 +239,7 @@ def properties(
         tried = {**tried, "llguidance": False}
     caps = props.field("chat_template_caps")
     template = props.field("chat_template")
+    thinking = _thinking(template, base_url, api_key=api_key)
     total = props.field("total_slots")
     context = props.field("default_generation_settings", "n_ctx")
     return Properties(
@@ -253,8 +256,23 @@ def properties(
             token_counting=isinstance(count.field("input_tokens"), int),
             slots=slots.status == 200,
             metrics=metrics.status == 200,
+            thinking=thinking,
         ),
     )
+
+
+def _thinking(template: object, base_url: str, *, api_key: str | None) -> Thinking | None:
+    """How the model thinks: seen in its template, in a prompt, and tried out."""
+    found = thinking_of(template)
+    if found is None:
+        return None
+    short = {"messages": [{"role": "user", "content": "a"}]}
+    prompt = ask(base_url, "/apply-template", api_key=api_key, body=short).field("prompt")
+    found = thinking_of(template, prompt) or found
+    trial = separation_trial(found)
+    path = "/v1/chat/completions"
+    reply = ask(base_url, path, api_key=api_key, body=trial, timeout_s=TRIAL_TIMEOUT_S)
+    return replace(found, separated=is_separated(reply.field("choices", 0, "message")))
 
 
 def _tried(

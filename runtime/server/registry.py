@@ -9,9 +9,10 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import psutil
+from pydantic import TypeAdapter
 
 from runtime.errors import StorageError
 from runtime.settings import directories, private_folder
@@ -62,6 +63,9 @@ class ServerRecord:
     def owner_lives(self) -> bool:
         """Whether the very process that wrote this still runs."""
         return birth(self.owner_pid) == self.owner_birth
+
+
+_RECORD: Final = TypeAdapter(ServerRecord)
 
 
 def birth(pid: int) -> str | None:
@@ -161,6 +165,6 @@ def _all() -> Iterator[tuple[Path, ServerRecord | None]]:
         return
     for path in paths:
         try:
-            yield path, ServerRecord(**json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError, TypeError):
+            yield path, _RECORD.validate_json(path.read_bytes())
+        except (OSError, ValueError):  # ValidationError is a ValueError
             yield path, None

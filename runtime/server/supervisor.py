@@ -101,9 +101,20 @@ class Supervisor:
     # --- requests: any thread -----------------------------------------------------------------
 
     def begin(self) -> bool:
-        """Ask for a start. True when the caller is the one who has to resolve and launch."""
+        """Ask for a start. True when the caller is the one who has to resolve and launch.
+
+        Raises:
+            EngineStartError: The system allows no further thread.
+        """
         while True:
-            self._loop.start()
+            try:
+                self._loop.start()
+            except OSError as exc:
+                raise EngineStartError(
+                    f"The system refused a new thread: {exc.strerror or exc}.",
+                    diagnosis="no_process",
+                    hint="Close programs, or raise the limits of processes and open files.",
+                ) from exc
             reply = self._loop.call(self._do_begin)
             if reply is not None:
                 return reply
@@ -234,7 +245,7 @@ class Supervisor:
                     self._spawned(pid)
                 case ExecFailed(errno=number, path=path):
                     reason = f"{path} cannot be executed: {os.strerror(number)}"
-                    self._gone(Exited(code=127), reason)
+                    self._gone(Exited(code=127), reason, refused=number)
                 case Exited() as gone:
                     self._gone(gone, None)
 
@@ -380,7 +391,7 @@ class Supervisor:
 
     # --- its end ------------------------------------------------------------------------------
 
-    def _gone(self, gone: Exited, reason: str | None) -> None:
+    def _gone(self, gone: Exited, reason: str | None, *, refused: int | None = None) -> None:
         """The process has ended: read its last words, name the cause, decide what follows."""
         process, plan = self._process, self._view.plan
         if process is None or plan is None:
@@ -402,6 +413,7 @@ class Supervisor:
             log_tail=self.tail.last(DIAGNOSIS_LINES),
             was_ready=state in {State.READY, State.SUSPECT},
             out_of_memory=(oom_kills() or 0) > self._oom_kills,
+            refused=refused,
         )
         how = ending(code=gone.code, signal=gone.signal)
         watch, self._watch, self._start_watch = self._watch, None, None

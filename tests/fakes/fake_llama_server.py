@@ -146,6 +146,8 @@ class Handler(BaseHTTPRequestHandler):
         if "answer" in FAKE and body.get("stream"):
             self._stream(FAKE["answer"])
             return
+        if "flood_on_post_bytes" in FAKE:
+            flood(FAKE["flood_on_post_bytes"])
         if "die_on_post" in FAKE:
             os.kill(os.getpid(), signal.SIGSEGV)
         self._send(
@@ -176,6 +178,14 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def flood(size_bytes: int) -> None:
+    """So much on the log."""
+    line = b"x" * 1023 + b"\n"
+    for _ in range(size_bytes // len(line)):
+        sys.stderr.buffer.write(line)
+    sys.stderr.flush()
+
+
 def misbehave_at_start() -> None:
     """What keeps it from ever listening."""
     if "ignore_sigterm" in FAKE:
@@ -188,10 +198,7 @@ def misbehave_at_start() -> None:
         )
         Path(FAKE["grandchild"]).write_text(str(child.pid))
     if "flood_bytes" in FAKE:
-        line = b"x" * 1023 + b"\n"
-        for _ in range(FAKE["flood_bytes"] // len(line)):
-            sys.stderr.buffer.write(line)
-        sys.stderr.flush()
+        flood(FAKE["flood_bytes"])
     if "signal" in FAKE:
         os.kill(os.getpid(), getattr(signal, FAKE["signal"]))
     if "exit" in FAKE:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
+    from pathlib import Path
+
+    from runtime.server.manager import ServerManager
+    from tests.conftest import ManagerFactory
 
 WHOLE = os.environ.get("FAULTS") == "all"
 _ROWS: list[tuple[str, str, str, str]] = []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long faults to `make test-faults`."""
+    """Leave the long faults to `make test-faults`, and out what an engine makes impossible."""
+    for item in items:
+        kind = _engine(item)
+        if kind and (reason := _fault(item).get("not_on", {}).get(kind)):
+            item.add_marker(pytest.mark.skip(reason=f"not on {kind}: {reason}"))
     if WHOLE:
         return
     kept = [item for item in items if not _fault(item).get("long")]
@@ -30,6 +38,35 @@ def _fault(item: pytest.Item) -> dict[str, Any]:
         return {}
     fault, state, message = marker.args
     return {"fault": fault, "state": state, "message": message, **marker.kwargs}
+
+
+def _engine(item: pytest.Item) -> str | None:
+    """The engine kind that a test on real engines runs with."""
+    callspec = getattr(item, "callspec", None)
+    kind = callspec.params.get("engine_options") if callspec else None
+    return str(kind) if kind else None
+
+
+@pytest.fixture
+def real_options(tiny_model_path: Path, engine_options: dict[str, Any]) -> dict[str, Any]:
+    """The tiny model on a real engine: the test runs once for each engine present."""
+    return {"model": str(tiny_model_path), "ctx_size": 2048, "parallel": 2, **engine_options}
+
+
+class RealFactory(Protocol):
+    """Makes managers of a real engine; keywords are settings."""
+
+    def __call__(self, **options: Any) -> ServerManager: ...
+
+
+@pytest.fixture
+def real(manager_for: ManagerFactory, real_options: dict[str, Any]) -> RealFactory:
+    """Managers of each real engine present, with the tiny model."""
+
+    def make(**options: Any) -> ServerManager:
+        return manager_for(**{**real_options, **options})
+
+    return make
 
 
 @pytest.fixture

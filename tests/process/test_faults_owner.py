@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -64,7 +65,7 @@ if how == "child first":
     child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0,))
     child.start()
     child.join()
-pids = f"PIDS {manager.pid} {manager.snapshot().keeper_pid}"
+pids = f"PIDS {manager.pid} {manager.snapshot().keeper_pid} {manager.snapshot().port}"
 if how == "group":
     try:
         print(pids, flush=True)
@@ -93,6 +94,7 @@ class Owner:
         self.process = process
         self.pid = process.pid
         self.pids: list[int] = []
+        self.port = 0
 
     def wait_for(self, text: str) -> str:
         """The first line with ``text`` in it."""
@@ -104,7 +106,7 @@ class Owner:
 
     def wait_ready(self) -> None:
         """Wait until it serves, and learn the ids of engine and keeper."""
-        self.pids = [int(word) for word in self.wait_for("PIDS").split()[1:]]
+        *self.pids, self.port = [int(word) for word in self.wait_for("PIDS").split()[1:]]
 
     def below(self) -> list[int]:
         """All processes below it now."""
@@ -278,6 +280,21 @@ def test_ctrl_c_to_the_whole_group(own: Any) -> None:
         assert "ready" in owner.wait_for("STATE"), "the engine was not hit"
         assert "stopped" in owner.wait_for("STATE")
         assert owner.process.wait(10) == 0
+        owner.expect_gone()
+
+
+@pytest.mark.faults("log flood while the owner is stopped", "ready", "the engine answers on")
+def test_a_stopped_owner_does_not_hold_up_its_engine(own: Any) -> None:
+    """Nobody reads what the keeper passes on: it drops the oldest, and reads on itself."""
+    with own(flood_on_post_bytes=24 << 20) as owner:
+        owner.wait_ready()
+        os.kill(owner.pid, signal.SIGSTOP)
+        with closing(http.client.HTTPConnection("127.0.0.1", owner.port, timeout=30)) as connection:
+            connection.request("POST", "/v1/completions", body="{}")
+            assert connection.getresponse().status == 200
+        os.kill(owner.pid, signal.SIGCONT)
+        owner.process.kill()
+        owner.process.wait(5)
         owner.expect_gone()
 
 

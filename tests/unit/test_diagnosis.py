@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from pathlib import Path
 
@@ -52,6 +53,16 @@ def test_a_kill_for_want_of_memory_is_named_and_not_tried_again() -> None:
     )
     assert found.code == "out_of_memory"
     assert found.repeats
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.EAGAIN, "no_process"), (errno.ENOMEM, "no_process"), (errno.ENOENT, "missing_library")],
+)
+def test_a_refused_process_is_told_from_a_missing_program(number: int, code: str) -> None:
+    found = diagnose(code=127, signal=None, log_tail=[], was_ready=False, refused=number)
+    assert found.code == code
+    assert found.repeats == (code == "missing_library"), "a crowded system may have room again"
 
 
 @pytest.mark.parametrize(
