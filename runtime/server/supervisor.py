@@ -19,7 +19,7 @@ from runtime.errors import EngineStartError, LLMError, LLMProviderError
 from runtime.hardware import oom_kills
 from runtime.server import lifecycle, probe
 from runtime.server.diagnosis import Diagnosis, diagnose, ending, signal_name
-from runtime.server.launcher import EngineProcess, ExecFailed, Exited, Spawned
+from runtime.server.launcher import ExecFailed, Exited, Spawned, launch
 from runtime.server.lifecycle import Event, State, Transition
 from runtime.server.listeners import who_listens
 from runtime.server.logs import LogTail
@@ -31,6 +31,7 @@ from runtime.server.watching import ServiceWatch, StartWatch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from runtime.server.launcher import EngineProcess
     from runtime.server.plan import LaunchPlan
     from runtime.server.watchdog import Verdict
     from runtime.settings import ServerConfig
@@ -222,7 +223,7 @@ class Supervisor:
             log_path=plan.log_path,
         )
         try:
-            process = EngineProcess(plan.command, log_path=plan.log_path, name=self._name)
+            process = launch(plan.command, log_path=plan.log_path, name=self._name)
         except EngineStartError as exc:
             self._step(Event.DOOMED, exc.message, error=exc)
             return
@@ -337,7 +338,7 @@ class Supervisor:
             context_tokens=properties.slot_ctx or spec.slot_ctx,
             generation=self._view.generation + 1,
             predecessor_died_of=self._view.last_exit.died_of if self._view.last_exit else None,
-            slots=spec.parallel,
+            slots=properties.slots or spec.parallel,
             batch_tokens=plan.batch_tokens,
         )
         self._loop.cancel_timers()
