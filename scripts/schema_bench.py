@@ -3,7 +3,8 @@
     python scripts/schema_bench.py SCHEMAS.json [--model REF] [--max-tokens N] [--limit N] ...
 
 SCHEMAS.json is a list of objects with ``id`` and ``schema``. Each schema goes through the engine's
-own ``response_format`` and through the client; every answer is judged by the schema itself. The
+own ``response_format`` and through the client; every answer is judged by the schema itself. With
+``--cost N`` the speed of JSON mode is measured beside that of free text instead. The
 tool-call table is scripts/tool_table.py.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import statistics
 import sys
 import threading
 import time
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PROMPT = "Write a plausible example as JSON."
+ANY_OBJECT: dict[str, object] = {"type": "object"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,10 +191,32 @@ def schema_table(client: LlamaClient, entries: list[Any], args: argparse.Namespa
     print(f"closed: {closed}, asked again: {again}, {time.monotonic() - began:.0f} s in all")
 
 
+def cost_table(client: LlamaClient, args: argparse.Namespace) -> None:
+    """Tokens per second of JSON mode beside free text of the same length, in turns."""
+    rates: dict[str, list[float]] = {"free text": [], "JSON mode": []}
+    for number in range(args.cost + 1):
+        for name, found in rates.items():
+            params = LLMChatParams(
+                temperature=0,
+                max_tokens=args.max_tokens,
+                response_schema=ANY_OBJECT if name == "JSON mode" else None,
+                provider_options={"seed": args.seed, "on_truncation": "close", "ignore_eos": True},
+            )
+            reply = client.chat(PROMPT, params=params)
+            timings = (reply.raw or {}).get("timings")
+            if number and isinstance(timings, dict):  # the first of each warms up
+                found.append(1000 / timings["predicted_per_token_ms"])
+    ratios = sorted(j / f for f, j in zip(*rates.values(), strict=True))
+    for name, found in rates.items():
+        print(f"{name}: {statistics.median(found):.1f} tok/s, median of {len(found)}")
+    print(f"JSON mode runs at {statistics.median(ratios):.3f} of free text", end=" ")
+    print(f"({ratios[0]:.3f} to {ratios[-1]:.3f}, pair by pair)")
+
+
 def main() -> None:
     """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("schemas", type=Path)
+    parser.add_argument("schemas", type=Path, nargs="?")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--max-tokens", type=int, default=384)
     parser.add_argument("--temperature", type=float, default=0.0)
@@ -201,6 +226,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--slots", type=int, default=1, help="schemas at a time")
     parser.add_argument("--json", type=Path, help="write every outcome to this file")
+    parser.add_argument("--cost", type=int, help="so many rounds of JSON mode and free text")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--skip-raw", action="store_true")
     parser.add_argument("--raw-timeout", type=float, default=60.0, help="seconds")
@@ -208,6 +234,11 @@ def main() -> None:
     with LlamaClient(
         args.model, ctx_size=4096, parallel=args.slots, threads=args.threads
     ) as client:
+        if args.cost:
+            cost_table(client, args)
+            return
+        if args.schemas is None:
+            parser.error("a schema file is needed, or --cost")
         entries = json.loads(args.schemas.read_text("utf-8"))[args.offset :]
         schema_table(client, entries[: args.limit], args)
 

@@ -235,7 +235,7 @@ def properties(
         engine_file=engine_file,
         memorable=not fails,
     )
-    if fails:
+    if fails or kind == "llama-cpp-python":  # which ends its process at such a grammar
         tried = {**tried, "llguidance": False}
     caps = props.field("chat_template_caps")
     template = props.field("chat_template")

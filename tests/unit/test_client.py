@@ -441,6 +441,19 @@ def test_json_cut_by_the_budget_can_be_closed(server: FakeServer) -> None:
         assert caught.value.partial_text == '{"n": '
 
 
+def test_after_a_key_that_occurs_twice_no_key_may_be_invented(server: FakeServer) -> None:
+    """The same grammar would let it happen again."""
+    document: dict[str, object] = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    with LlamaClient(base_url=server.url) as client:
+        before = len(server.chats)
+        server.will(says('{"b": 1, "b": 2}'), says('{"a": 1}'))
+        reply = client.generate(ask(response_schema=document, temperature=1))
+        assert reply.text == '{"a": 1}'
+        first, second = server.chats[before:]
+    assert "twice" in json.dumps(second.body["messages"])
+    assert first.body["seed"] != second.body["seed"]
+
+
 def test_a_closing_that_fills_the_context_is_refused(server: FakeServer) -> None:
     long = {"type": "string", "minLength": 100_000}
     with LlamaClient(base_url=server.url, on_truncation="close") as client:

@@ -534,3 +534,32 @@ def test_an_engine_s_own_converter_gets_no_reference_to_the_whole_document() -> 
     assert found.kind == "json_schema"
     assert "$ref" not in json.dumps(found.fields)
     assert found.validated_only
+
+
+def test_a_repeated_key_narrows_the_next_grammar() -> None:
+    members = {"a": {"type": "integer"}, "b": {"type": "object"}}
+    document: dict[str, object] = {"type": "object", "properties": members}
+    wish = payload.from_request(
+        LLMRequest(messages=[LLMMessage(role="user", content="x")], response_schema=document)
+    )
+    assert wish.schema is not None
+    with pytest.raises(SchemaViolationError) as caught:
+        schema.judge('{"c": 1, "c": 2}', wish.schema)
+    assert caught.value.repeated_key == "c"
+    again = payload.corrected(wish, caught.value)
+    assert again is not None
+    assert again.policy.bounds.named_only
+    endpoint = Endpoint(
+        base_url="", api_key=None, kind="xllamacpp", model="m", capabilities=LLGUIDANCE,
+        context_tokens=64,
+    )  # fmt: skip
+    wide, _ = payload.body(wish, endpoint, seed=1, stream=True)
+    tight, _ = payload.body(again, endpoint, seed=1, stream=True)
+    assert '"additionalProperties": false' not in str(wide["grammar"])
+    assert '"additionalProperties": false' in str(tight["grammar"])
+    assert '"maxProperties": 1' in str(tight["grammar"])
+    with pytest.raises(SchemaViolationError) as other:
+        schema.judge('{"a": "x"}', wish.schema)
+    corrected = payload.corrected(wish, other.value)
+    assert corrected is not None
+    assert not corrected.policy.bounds.named_only
