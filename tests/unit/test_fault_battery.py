@@ -1,0 +1,25 @@
+"""The document on the fault battery names tests that exist, and all of them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = (ROOT / "docs" / "fault-battery.md").read_text("utf-8")
+
+
+def battery() -> dict[str, bool]:
+    """Each test function below tests/process, and whether it is marked as a line of the battery."""
+    return {
+        node.name: "faults" in "".join(map(ast.unparse, node.decorator_list))
+        for path in (ROOT / "tests" / "process").glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+
+
+def test_the_document_names_the_lines_of_the_battery_and_no_others() -> None:
+    lines = {name for name, marked in battery().items() if marked}
+    assert set(re.findall(r"`(test_\w+)`", DOCUMENT)) == lines
