@@ -14,7 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from runtime.client._routed import RoutedModel
     from runtime.client.aio import AsyncLlamaClient
+    from runtime.client.routing import RoutingClient
     from runtime.client.sync import LlamaClient
     from runtime.contracts import (
         BackendCapabilities,
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
         ModelFormatError,
         ModelNotFoundError,
         ModelTooLargeError,
+        NoModelFitsError,
         RequestTimeoutError,
         SchemaViolationError,
         ServerStatusError,
@@ -123,9 +126,12 @@ __all__ = [
     "ModelNotFoundError",
     "ModelStore",
     "ModelTooLargeError",
+    "NoModelFitsError",
     "Provenance",
     "RequestTimeoutError",
     "RestartPolicy",
+    "RoutedModel",
+    "RoutingClient",
     "SchemaViolationError",
     "ServerConfig",
     "ServerManager",
@@ -157,6 +163,8 @@ _HOMES = {
     "LlamaClient": "runtime.client.sync",
     "ModelStore": "runtime.store",
     "RestartPolicy": "runtime.settings",
+    "RoutedModel": "runtime.client._routed",
+    "RoutingClient": "runtime.client.routing",
     "ServerConfig": "runtime.settings",
     "ServerManager": "runtime.server.manager",
     "ServerSnapshot": "runtime.server.snapshot",

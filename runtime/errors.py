@@ -140,6 +140,20 @@ class ModelTooLargeError(LLMInvalidRequestError):
         self.available_bytes = available_bytes
 
 
+class NoModelFitsError(LLMInvalidRequestError):
+    """None of a router's models fits what a request wants.
+
+    Attributes:
+        excluded: For each model the reason why not.
+    """
+
+    def __init__(
+        self, message: str, *, excluded: Mapping[str, str], hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.excluded = dict(excluded)
+
+
 class UnenforceableSchemaError(LLMInvalidRequestError):
     """A schema is to be enforced strictly while decoding, and cannot be.
 
@@ -296,7 +310,8 @@ class RequestTimeoutError(LLMProviderError):
     """A deadline passed.
 
     Attributes:
-        phase: Which one: ``"connect"``, ``"first_token"``, ``"stall"`` or ``"total"``.
+        phase: Which one: ``"connect"``, ``"first_token"``, ``"stall"`` or ``"total"``; of a router
+            also ``"load"`` and ``"room"``.
         after_s: Seconds waited.
         partial_text: What had arrived, or None.
         doing: What the engine was doing, as far as that is known, or None.

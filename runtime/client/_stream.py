@@ -143,19 +143,21 @@ DELTAS: Final[Form[LLMDelta]] = Form(piece=lambda delta: delta, whole=lambda _: 
 
 def pieces(
     steps: Generator[LLMDelta, None, LLMResponse], form: Form[Item]
-) -> Generator[Item, None, None]:
-    """What a stream of that form hands out."""
+) -> Generator[Item, None, LLMResponse]:
+    """What a stream of that form hands out; ends with the response, whatever the form."""
     with contextlib.closing(steps):
-        last: Item | None = None
-        while last is None:
+        while True:
             try:
                 item = form.piece(next(steps))
             except StopIteration as stop:
-                last = item = form.whole(stop.value)
-                if last is None:
-                    return
+                response: LLMResponse = stop.value
+                last = form.whole(response)
+                break
             if item is not None:
                 yield item
+        if last is not None:
+            yield last
+        return response
 
 
 async def async_pieces(

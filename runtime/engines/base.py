@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from runtime.engines.thinking import Thinking
+
 EngineKind = Literal["xllamacpp", "llama-server", "llama-cpp-python"]
 
 
@@ -30,6 +32,7 @@ class EngineCapabilities:
         token_counting: Rendered chats can be counted without decoding.
         slots: The state of each slot can be read.
         metrics: Counters of tokens and speeds can be read.
+        thinking: How the model thinks before it answers; None when it does not.
     """
 
     embeddings: bool | None = None
@@ -41,6 +44,7 @@ class EngineCapabilities:
     token_counting: bool | None = None
     slots: bool | None = None
     metrics: bool | None = None
+    thinking: Thinking | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from runtime.engines.base import Endpoint, EngineCapabilities
+from runtime.engines.thinking import is_separated, separation_trial, thinking_of
 from runtime.errors import ConfigError, ModelNotFoundError
 from runtime.inference import failures, schema
 from runtime.inference.clock import Clock
@@ -19,6 +20,7 @@ from runtime.inference.effects import HttpRequest
 from runtime.inference.flow import CHAT_PATH, fetch, post
 
 if TYPE_CHECKING:
+    from runtime.engines.thinking import Thinking
     from runtime.inference.clock import Limits
     from runtime.inference.effects import Flow, HttpHead
 
@@ -139,7 +141,8 @@ def _look_closer(endpoint: Endpoint, clock: Clock) -> Flow[Endpoint]:
         context_tokens=context if isinstance(context, int) else endpoint.context_tokens,
     )
     llguidance = yield from _takes_llguidance(found, clock)
-    return replace(found, capabilities=replace(known, llguidance=llguidance))
+    thinking = yield from _thinking(found, props.get("chat_template"), clock)
+    return replace(found, capabilities=replace(known, llguidance=llguidance, thinking=thinking))
 
 
 def _takes_llguidance(endpoint: Endpoint, clock: Clock) -> Flow[bool]:
@@ -158,9 +161,26 @@ def _takes_llguidance(endpoint: Endpoint, clock: Clock) -> Flow[bool]:
     }
     _, head, answer = yield from fetch(lambda _: post(endpoint, CHAT_PATH, body), clock)
     match _object(head, answer):
-        case {"choices": [{"message": {"content": str(content)}}, *_]}:
-            return content.startswith('"')
+        case {"choices": [{"message": {"content": content, **rest}}, *_]}:
+            said = content or rest.get("reasoning_content")  # where its template begins a thought
+            return isinstance(said, str) and said.startswith('"')
     return False
+
+
+def _thinking(endpoint: Endpoint, template: object, clock: Clock) -> Flow[Thinking | None]:
+    """How the model thinks: seen in its template, in a prompt, and tried out."""
+    found = thinking_of(template)
+    if found is None:
+        return None
+    short = {"messages": [{"role": "user", "content": "a"}]}
+    _, head, body = yield from fetch(lambda _: post(endpoint, "/apply-template", short), clock)
+    found = thinking_of(template, _object(head, body).get("prompt")) or found
+    trial = {"model": endpoint.model, **separation_trial(found)}
+    _, head, body = yield from fetch(lambda _: post(endpoint, CHAT_PATH, trial), clock)
+    match _object(head, body):
+        case {"choices": [{"message": message}, *_]}:
+            return replace(found, separated=is_separated(message))
+    return found
 
 
 def _get(

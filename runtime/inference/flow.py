@@ -15,7 +15,9 @@ from runtime.errors import (
     CutOffError,
     EngineNotRunningError,
     LLMBadResponseError,
+    LLMInvalidRequestError,
     LLMProviderError,
+    ServerStatusError,
 )
 from runtime.inference import failures, payload, reply
 from runtime.inference.clock import Clock
@@ -128,6 +130,11 @@ def _answered(ask: _Ask) -> Flow[LLMResponse]:
             if blamed is None:
                 raise
             raise blamed from None  # there was no room to tell the model what was wrong
+        except (LLMInvalidRequestError, ServerStatusError) as exc:
+            if (better := payload.repaired(asked, exc)) is None:
+                raise
+            asked, wish = better, payload.repaired(wish, exc) or wish
+            continue
         answer = got.answer
         ask.backend.pace.learn_from(answer.timings)
         closed: Closed | None = None
@@ -162,8 +169,9 @@ def _answered(ask: _Ask) -> Flow[LLMResponse]:
             resends=course.resends,
             started_at=started_at,
             closed=closed,
-            tools=payload.tool_path(wish, got.endpoint),
+            tools=payload.tool_path(asked, got.endpoint),
             recovery=course.note(),
+            repair=asked.repair,
         )
         if emit and closed and (added := reply.addition(answer, closed)):
             yield Emit(added)
@@ -204,6 +212,9 @@ def _attempt(ask: _Ask, asked: Wish, answer: Answer, seed: int) -> Flow[_Got]:
         answer.read_calls()
     if asked.tools and asked.tools.call_wanted:
         answer.hold_text()
+    thinking = payload.thinks(asked, endpoint)
+    if not (asked.continued or (thinking and thinking.separated)):
+        answer.read_thoughts(thinking)
     incidents = ask.backend.incidents
     course.generation = endpoint.generation
     if endpoint.generation:

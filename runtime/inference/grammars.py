@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from runtime.errors import LLMInvalidRequestError
 from runtime.inference.bounds import narrowed
+from runtime.inference.request_limits import check_raw_grammar
 from runtime.inference.subschemas import subschemas
 
 if TYPE_CHECKING:
@@ -163,5 +164,6 @@ def check_grammar(grammar: object) -> None:
     """
     if not isinstance(grammar, str) or not grammar.strip():
         raise LLMInvalidRequestError(f"grammar is {grammar!r}.", hint="Give GBNF, or llguidance's.")
+    check_raw_grammar(grammar, lark=is_lark(grammar))
     if is_lark(grammar) and (failure := _failure(grammar)):
         raise LLMInvalidRequestError(f"The grammar cannot be compiled: {failure}")

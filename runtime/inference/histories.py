@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from hashlib import sha256
+from typing import Any, Final
 
 Message = Mapping[str, object]
+
+_SILENCE: Final = "…"
+"""What somebody says whose turn it is, and who said nothing."""
 
 
 def with_tools(messages: Sequence[Message]) -> list[Message]:
@@ -70,6 +74,66 @@ def without_tools(messages: Sequence[Message]) -> list[Message]:
         else:
             made.append({"role": role, "content": content})
     return made
+
+
+def regular(messages: Sequence[Message], *, tools: bool) -> list[Message]:
+    """The messages in the order that the strictest templates ask for.
+
+    One system message at the start; then user and assistant in turn; each call in a turn of its
+    own, followed by its result and under an identifier of nine letters and digits. What is missing
+    is filled in with as little as possible.
+
+    Args:
+        messages: The conversation.
+        tools: Whether the template knows tools. Without, calls become text, and what the system
+            says is said by the user.
+    """
+    shaped = with_tools(messages) if tools else without_tools(messages)
+    system = "\n\n".join(str(each["content"]) for each in shaped if each["role"] == "system")
+    made: list[Message] = []
+    results = {_call_id(each): each for each in shaped if each["role"] == "tool"}
+    for message in shaped:
+        if message["role"] == "user":
+            _say(made, "user", str(message["content"]))
+        elif message["role"] == "assistant":
+            calls = _calls(message)
+            if message["content"] or not calls:
+                _say(made, "assistant", str(message["content"]))
+            for call in calls:
+                _call(made, call, results)
+    if not made or made[0]["role"] != "user":
+        made.insert(0, {"role": "user", "content": "" if system and not tools else _SILENCE})
+    if system and tools:
+        made.insert(0, {"role": "system", "content": system})
+    elif system:
+        said = "\n\n".join(part for part in (system, str(made[0]["content"])) if part)
+        made[0] = {**made[0], "content": said}
+    return made
+
+
+def _say(made: list[Message], role: str, text: str) -> None:
+    last = made[-1] if made else None
+    if last and last["role"] == role and not _calls(last):
+        both = [str(last["content"]), text]
+        made[-1] = {**last, "content": "\n\n".join(part for part in both if part)}
+        return
+    if role == "user" and last and last["role"] == "tool":
+        made.append({"role": "assistant", "content": _SILENCE})
+    made.append({"role": role, "content": text or _SILENCE})
+
+
+def _call(made: list[Message], call: dict[str, Any], results: Mapping[str, Message]) -> None:
+    """A turn with one call, and one with its result."""
+    if not made:
+        made.append({"role": "user", "content": _SILENCE})
+    given = str(call.get("id"))
+    short = sha256(given.encode()).hexdigest()[:9]
+    turn: Message = {"role": "assistant", "content": ""}
+    if made[-1]["role"] == "assistant":
+        turn = made.pop()
+    made.append({**turn, "tool_calls": [{**call, "id": short}]})
+    result = results.get(given, {"role": "tool", "name": call["function"]["name"]})
+    made.append({**result, "content": result.get("content") or "None.", "tool_call_id": short})
 
 
 def _calls(message: Message) -> list[dict[str, Any]]:

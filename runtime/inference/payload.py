@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from runtime.errors import LLMCapabilityError, LLMInvalidRequestError, SchemaViolationError
-from runtime.inference import grammars, prompted_tools, strictness
+from runtime.inference import grammars, prompted_tools, request_limits, strictness
 from runtime.inference import response_format as response_formats
 from runtime.inference import schema as schemas
+from runtime.inference import thinking as thoughts
 from runtime.inference import tools as toolboxes
-from runtime.inference.histories import with_tools, without_tools
+from runtime.inference.histories import regular, with_tools, without_tools
 from runtime.inference.messages import instructed, openai_call, openai_messages
 from runtime.inference.policy import Policy
 
 if TYPE_CHECKING:
     from runtime.contracts import ToolCall
     from runtime.engines.base import Endpoint
-    from runtime.errors import LLMBadResponseError
+    from runtime.engines.thinking import Thinking
+    from runtime.errors import LLMBadResponseError, LLMError
+    from runtime.inference.histories import Message
     from runtime.inference.schema import Enforcement, Schema
     from runtime.inference.tools import ToolBox
 
@@ -53,6 +57,11 @@ _OWN: Final = {
     "json_schema": "use response_schema",
     "n": "send the request several times",
 }
+_REFUSED: Final = re.compile(
+    r"template|expression at line|alternat|\brole|tool[ _]call|(?:user|system|assistant) message",
+    re.IGNORECASE,
+)
+"""What servers say when a chat template does not take a conversation, in words of its own."""
 _BOUNDS: Final = ("max_tokens", "max_completion_tokens", "n_predict")
 
 
@@ -74,6 +83,8 @@ class Wish:
         tools: The tools, or None.
         schema: The answer's schema, or None.
         policy: What is wanted of a structured answer besides.
+        repair: How far the history is brought into order, since a template refused it: 0 as it
+            is, 1 into the order that the strictest ask for, 2 into plain turns of two.
         tells_tools: Whether tools are told in the prompt although the template may know them.
     """
 
@@ -87,6 +98,7 @@ class Wish:
     tools: ToolBox | None = None
     schema: Schema | None = None
     policy: Policy = _PLAIN
+    repair: int = 0
     tells_tools: bool = False
 
     @property
@@ -159,6 +171,7 @@ def _wish(
             f"provider_options is {type(options).__name__}, not a mapping."
         )
     rest: dict[str, Any] = dict(options or {})  # type: ignore[call-overload]
+    request_limits.check_nesting(rest, "provider_options")
     for name in rest.keys() & _OWN.keys():
         if not (name == "n" and rest[name] == 1):
             raise LLMInvalidRequestError(
@@ -169,7 +182,8 @@ def _wish(
     temperature = _one("temperature", temperature, rest.pop("temperature", None))
     response_format = _one("response_format", response_format, rest.pop("response_format", None))
     box = toolboxes.toolbox(tools, rest.pop("tool_choice", None))
-    schema, level = response_formats.wanted(response_schema, response_format)
+    others = _schemas(rest.pop("schemas", None))
+    schema, level = response_formats.wanted(response_schema, response_format, others)
     if level is not None:
         policy = replace(policy, enforcement=level)
     policy = policy.taking(rest)  # what is said for this request has the last word
@@ -193,7 +207,9 @@ def _wish(
         schema=schema,
         policy=policy,
     )
-    encode({"messages": wish.messages, **wish.options})  # what is not JSON is refused here and now
+    request_limits.check_nesting(wish.messages, "messages")
+    # What is not JSON is refused here and now.
+    request_limits.check_size(encode({"messages": wish.messages, **wish.options}))
     return wish
 
 
@@ -215,7 +231,7 @@ def body(
                 hint="Use the other kind of grammar, or a response schema.",
             )
     told = prompts_tools(wish, endpoint)
-    messages = without_tools(wish.messages) if told else with_tools(wish.messages)
+    messages = _shaped(wish, told=told)
     made: dict[str, object] = {
         "model": wish.model or endpoint.model,
         "messages": messages,
@@ -239,7 +255,10 @@ def body(
             )
         else:
             made |= toolboxes.fields(wish.tools, llama_cpp=endpoint.kind in LLAMA_CPP_KINDS)
+    thinking = thinks(wish, endpoint)
     if not wish.schema:
+        if wish.tools and thinking and "grammar" in made:
+            made["grammar"] = thoughts.admitted(str(made["grammar"]), thinking)
         return made, None
     enforcement = schemas.enforcement(
         wish.schema, endpoint.capabilities, wish.policy.bounds, kind=endpoint.kind
@@ -248,7 +267,33 @@ def body(
         strictness.demand(wish.schema, enforcement)
     if enforcement.instruction:
         made["messages"] = instructed(messages, enforcement.instruction)
-    return {**made, **enforcement.fields}, enforcement
+    made |= enforcement.fields
+    if thinking and "grammar" in made:
+        made["grammar"] = thoughts.admitted(str(made["grammar"]), thinking)
+    return made, enforcement
+
+
+def _shaped(wish: Wish, *, told: bool) -> list[Message]:
+    if wish.repair:
+        return regular(wish.messages, tools=not told and wish.repair == 1)
+    return without_tools(wish.messages) if told else with_tools(wish.messages)
+
+
+def repaired(wish: Wish, problem: LLMError) -> Wish | None:
+    """The wish with its history in better order, if that may be what a template refused."""
+    if wish.repair >= 2 or not _REFUSED.search(problem.message):
+        return None
+    further = wish.repair + 1
+    return replace(wish, repair=further, tells_tools=wish.tells_tools or further == 2)
+
+
+def _schemas(value: object) -> Mapping[str, object] | None:
+    if value is None or isinstance(value, Mapping):
+        return value
+    raise LLMInvalidRequestError(
+        f"provider_options holds schemas of type {type(value).__name__}.",
+        hint="It is a mapping from the address of each schema to the schema.",
+    )
 
 
 def corrected(
@@ -259,10 +304,12 @@ def corrected(
     A model is told of wrong arguments as of any failure of a tool: by the result of the call.
     """
     said = problem.partial_text
-    if not isinstance(problem, SchemaViolationError) or not said or wish.continued:
+    if not isinstance(problem, SchemaViolationError):
         return None
-    if len(said) + len(problem.reason) > _MOST_BLAMED:
-        return None
+    if problem.repeated_key is not None:
+        wish = _without_inventions(wish)
+    if not said or wish.continued or len(said) + len(problem.reason) > _MOST_BLAMED:
+        return wish if problem.repeated_key is not None else None
     place = f" at {problem.pointer}" if problem.pointer else ""
     told = f"That is not valid{place}: {problem.reason}. Answer again."
     turn: dict[str, object] = {"role": "assistant", "content": said}
@@ -297,6 +344,12 @@ def going_on(wish: Wish, text: str, tokens: int) -> Wish:
     return replace(wish, messages=(*before, begun), max_tokens=left)
 
 
+def _without_inventions(wish: Wish) -> Wish:
+    """The wish with grammars under which no key can occur twice: a model may not invent any."""
+    bounds = replace(wish.policy.bounds, named_only=True, members=1)
+    return replace(wish, policy=replace(wish.policy, bounds=bounds))
+
+
 def _failure(call: ToolCall, reason: str) -> dict[str, object]:
     content = f"Error: {reason or 'not carried out, because another call was wrong.'}"
     return {"role": "tool", "tool_call_id": call.call_id, "name": call.name, "content": content}
@@ -313,6 +366,13 @@ def told(wish: Wish, endpoint: Endpoint, calls: Sequence[ToolCall]) -> Wish | No
     if missing and not prompts_tools(wish, endpoint) and (known.llguidance or known.grammar):
         return replace(wish, tells_tools=True)
     return None
+
+
+def thinks(wish: Wish, endpoint: Endpoint) -> Thinking | None:
+    """How the model will think before it answers; None when it will not, or that is not known."""
+    switches = wish.options.get("chat_template_kwargs")
+    forbidden = isinstance(switches, Mapping) and switches.get("enable_thinking") is False
+    return None if forbidden or wish.continued else endpoint.capabilities.thinking
 
 
 def prompts_tools(wish: Wish, endpoint: Endpoint) -> bool:

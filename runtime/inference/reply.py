@@ -50,6 +50,7 @@ class Attempt:
         sampling: What of the sampling was recommended for the model, not asked for.
         enforcement: How the schema was enforced while decoding, if there was one.
         tools: How tools were offered, if there were any.
+        repair: How far the history had to be brought into order; 0 for not at all.
         number: 0 for the first attempt, grows with each new seed.
         resends: How often the request was sent again as it was, because it broke off.
         recovery: Where the answer broke off, and how it went on; None when it did not.
@@ -67,6 +68,7 @@ class Attempt:
     started_at: str
     closed: Closed | None = None
     tools: Literal["native", "prompt"] | None = None
+    repair: int = 0
     recovery: Mapping[str, object] | None = None
 
 
@@ -193,8 +195,13 @@ def _check_schema(answer: Answer, wanted: schema.Schema, text: str) -> None:
 
 def _cut(answer: Answer, what: str, partial: str) -> CutOffError:
     count = answer.usage.completion_tokens if answer.usage else None
+    after = f" after {count} tokens" if count else ""
+    only_thought = answer.reasoning and not partial
+    not_begun = f"{what[0].lower()}{what[1:]} had not begun"
     return CutOffError(
-        f"{what} was cut off by the token budget{f' after {count} tokens' if count else ''}.",
+        f"The token budget ended the model's thinking{after}; {not_begun}."
+        if only_thought
+        else f"{what} was cut off by the token budget{after}.",
         partial_text=partial,
         hint="Raise max_tokens (or ctx_size, when the context is full).",
     )
@@ -252,6 +259,8 @@ def _notes(answer: Answer, attempt: Attempt) -> dict[str, object]:
         notes["timings"] = timings
         if "cache_n" in timings and "prompt_n" in timings:
             notes["cache"] = {"reused": timings["cache_n"], "processed": timings["prompt_n"]}
+    if attempt.repair:
+        notes["history"] = "reordered" if attempt.repair == 1 else "flattened"
     if attempt.recovery:
         notes["recovery"] = dict(attempt.recovery)
     if attempt.sampling:

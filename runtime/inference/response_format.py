@@ -16,17 +16,26 @@ _ANY_OBJECT: Final[dict[str, object]] = {"type": "object"}
 
 
 def wanted(
-    response_schema: object, response_format: object
+    response_schema: object,
+    response_format: object,
+    others: Mapping[str, object] | None = None,
 ) -> tuple[Schema | None, EnforcementLevel | None]:
     """The schema of the answer, if there is one, and what ``strict`` says of its enforcement.
 
     ``name`` and ``description`` are for the model's maker, and say nothing here.
 
+    Args:
+        response_schema: The contract's way to ask for a schema.
+        response_format: OpenAI's.
+        others: Further schemas that it may refer to, by their addresses.
+
     Raises:
         LLMInvalidRequestError: The schema is none, both are given, or the format is unknown.
     """
     if response_format is None or response_format == {"type": "text"}:
-        return None if response_schema is None else schemas.check(response_schema), None
+        if response_schema is None:
+            return None, None
+        return schemas.check(response_schema, others=others), None
     if response_schema is not None:
         raise LLMInvalidRequestError(
             "response_schema and response_format exclude one another.", hint="Give one of them."
@@ -34,9 +43,10 @@ def wanted(
     match response_format:
         case {"type": "json_schema", "json_schema": {"schema": document, **rest}}:
             level = _level(rest.get("strict"))
-            return schemas.check(document, what="response_format.json_schema.schema"), level
+            what = "response_format.json_schema.schema"
+            return schemas.check(document, what=what, others=others), level
         case {"type": "json_object", "schema": document}:
-            return schemas.check(document, what="response_format.schema"), None
+            return schemas.check(document, what="response_format.schema", others=others), None
         case {"type": "json_object"}:
             return schemas.check(_ANY_OBJECT), None
     kind = response_format.get("type") if isinstance(response_format, Mapping) else None

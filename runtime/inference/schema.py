@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from runtime.errors import LLMInvalidRequestError, SchemaViolationError
-from runtime.inference import converters, grammars
+from runtime.inference import converters, grammars, preparation, request_limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -60,38 +60,56 @@ class Enforcement:
     validated_only: str | None = None
 
 
-def check(document: object, *, what: str = "response_schema") -> Schema:
+def check(
+    document: object,
+    *,
+    what: str = "response_schema",
+    others: Mapping[str, object] | None = None,
+) -> Schema:
     """The schema, ready for use; compiled once for each text.
 
+    Args:
+        document: The schema.
+        what: What it is called in errors.
+        others: Further schemas that it may refer to, by their addresses. Nothing is ever fetched.
+
     Raises:
-        LLMInvalidRequestError: It is no JSON Schema, or refers to something that is not in it.
+        LLMInvalidRequestError: It is no JSON Schema, refers to something that is neither in it nor
+            in ``others``, or exceeds a limit.
     """
     if not isinstance(document, dict):
         raise LLMInvalidRequestError(
             f"{what} is {type(document).__name__}, not a JSON Schema object.",
             hint="Give the schema as a dict.",
         )
+    whole: Mapping[str, object] = preparation.bundled(document, others) if others else document
+    request_limits.check_nesting(whole, what)
     try:
-        text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(whole, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as exc:
         raise LLMInvalidRequestError(f"{what} is not JSON: {exc}") from exc
     try:
-        return _checked(text)
+        return _checked(text, what)
     except ValueError as exc:  # jsonschema_rs.ValidationError is one
         path = pointer(getattr(exc, "instance_path", ()))
         reason = getattr(exc, "message", str(exc))
         raise LLMInvalidRequestError(
             f"{what} is not a valid JSON Schema: {reason} (at {path or 'its root'}).",
-            hint="Correct the schema; references must stay within it.",
+            hint='Correct the schema. What it refers to must be in it, or in "schemas" of '
+            "provider_options, by its address; nothing is fetched.",
         ) from exc
 
 
 @lru_cache(maxsize=256)
-def _checked(text: str) -> Schema:
+def _checked(text: str, what: str) -> Schema:
     import jsonschema_rs  # noqa: PLC0415 - a compiled library, needed only by those who use schemas
 
-    document = json.loads(text)
-    validator = jsonschema_rs.validator_for(document, validate_formats=True, offline=True)
+    given = json.loads(text)
+    preparation.check_chains(given, what)
+    document = preparation.flattened(given)
+    validator = jsonschema_rs.validator_for(dict(document), validate_formats=True, offline=True)
+    if document is not given:
+        text = json.dumps(document, ensure_ascii=False)
     return Schema(document=document, text=text, validator=validator)
 
 

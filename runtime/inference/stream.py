@@ -16,9 +16,12 @@ from runtime.contracts import LLMDelta, ToolCall, ToolCallDelta, Usage
 from runtime.errors import LLMBadResponseError
 from runtime.inference import failures
 from runtime.inference.prompted_tools import CallReader
+from runtime.inference.thinking import ThoughtReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from runtime.engines.thinking import Thinking
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 """Longest single event that is accepted; a longer one is no answer of a language model."""
@@ -139,6 +142,7 @@ class Answer:
         self._raw: dict[str, object] | None = None
         self._reader: CallReader | None = None
         self._held: list[str] | None = None
+        self._thoughts: ThoughtReader | None = None
         self._delivered = bool(prefix)
         self.progress: tuple[int, int] | None = None
         self.prompt_s: float = 0.0
@@ -205,7 +209,7 @@ class Answer:
 
     @property
     def reasoning(self) -> str:
-        """The thinking so far, where the server keeps it apart from the text."""
+        """The thoughts so far."""
         return "".join(self._reasoning)
 
     @property
@@ -311,10 +315,13 @@ class Answer:
             self.model = chunk.get("model")
         for choice in chunk["choices"][:1]:
             delta = choice.get("delta") or {}
-            if content := _text(delta.get("content")):
-                deltas.extend(self._add_text(content))
-            if thought := _text(delta.get("reasoning_content")):
+            if thought := _text(delta.get("reasoning_content") or delta.get("reasoning")):
+                self._thoughts = None  # the server keeps them apart
                 self._reasoning.append(thought)
+            if content := _text(delta.get("content")):
+                if self._reasoning and not self._text and self._thoughts is None:
+                    content = content.lstrip()
+                deltas.extend(self._add_content(content))
             for position, piece in enumerate(delta.get("tool_calls") or ()):
                 deltas += self._call_deltas(position, piece)
             if logprobs := choice.get("logprobs"):
@@ -338,15 +345,33 @@ class Answer:
         """Look for tool calls in the text from now on; see :mod:`prompted_tools`."""
         self._reader = CallReader()
 
+    def read_thoughts(self, thinking: Thinking | None) -> None:
+        """Keep thoughts in the text apart from now on; see :mod:`thinking`."""
+        self._thoughts = ThoughtReader(thinking)
+
     def hold_text(self) -> None:
         """Return no text before a call has begun: without one, the answer is asked for again."""
         self._held = []
 
     def _end(self) -> list[LLMDelta]:
         """What had to wait for more, now that there is no more."""
+        deltas: list[LLMDelta] = []
+        if self._thoughts:
+            thought, text = self._thoughts.end()
+            self._thoughts = None
+            if thought:
+                self._reasoning.append(thought)
+            deltas = self._add_text(text) if text else []
         waiting = self._reader.waiting if self._reader and not self._calls else ""
         self._reader = None
-        return self._text_deltas(waiting) if waiting else []
+        return [*deltas, *self._text_deltas(waiting)] if waiting else deltas
+
+    def _add_content(self, content: str) -> list[LLMDelta]:
+        if self._thoughts:
+            thought, content = self._thoughts.feed(content)
+            if thought:
+                self._reasoning.append(thought)
+        return self._add_text(content) if content else []
 
     def _add_text(self, content: str) -> list[LLMDelta]:
         pieces = [content] if self._reader is None else self._reader.feed(content)

@@ -37,7 +37,7 @@ def unrolled(document: Mapping[str, Any], depth: int) -> Mapping[str, Any]:
     for _, each in subschemas(document):
         reference = each.get("$ref")
         if isinstance(reference, str) and reference not in targets:
-            found = _target(document, reference)
+            found = target_of(document, reference)
             if found is None:
                 return document
             targets[reference] = found
@@ -59,7 +59,8 @@ def unrolled(document: Mapping[str, Any], depth: int) -> Mapping[str, Any]:
     return made
 
 
-def _target(document: Mapping[str, Any], reference: str) -> Any:
+def target_of(document: Mapping[str, Any], reference: str) -> Any:
+    """What a JSON Pointer into a document leads to, its definitions left out; None if nowhere."""
     if reference == "#":
         return {name: each for name, each in document.items() if name not in _DEFINITIONS}
     if not reference.startswith("#/"):

@@ -7,11 +7,12 @@ import http.client
 import io
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from runtime.engines.base import EngineCapabilities
+from runtime.engines.thinking import is_separated, separation_trial, thinking_of
 from runtime.memo import Memo, file_identity
 from runtime.server.listeners import holder
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from runtime.engines.base import EngineKind
+    from runtime.engines.thinking import Thinking
     from runtime.server.listeners import Verdict
 
 PROBE_TIMEOUT_S = 1.0
@@ -223,9 +225,21 @@ def properties(
         api_key=api_key,
         body={"model": model, "messages": [{"role": "user", "content": "a"}]},
     )
-    tried = _tried(base_url, api_key=api_key, model=model, kind=kind, engine_file=engine_file)
+    listed = ask(base_url, "/v1/models", api_key=api_key)
+    fails = breaks_llguidance(listed.field("data", 0, "meta", "n_vocab"))
+    tried = _tried(
+        base_url,
+        api_key=api_key,
+        model=model,
+        kind=kind,
+        engine_file=engine_file,
+        memorable=not fails,
+    )
+    if fails:
+        tried = {**tried, "llguidance": False}
     caps = props.field("chat_template_caps")
     template = props.field("chat_template")
+    thinking = _thinking(template, base_url, api_key=api_key)
     total = props.field("total_slots")
     context = props.field("default_generation_settings", "n_ctx")
     return Properties(
@@ -242,8 +256,23 @@ def properties(
             token_counting=isinstance(count.field("input_tokens"), int),
             slots=slots.status == 200,
             metrics=metrics.status == 200,
+            thinking=thinking,
         ),
     )
+
+
+def _thinking(template: object, base_url: str, *, api_key: str | None) -> Thinking | None:
+    """How the model thinks: seen in its template, in a prompt, and tried out."""
+    found = thinking_of(template)
+    if found is None:
+        return None
+    short = {"messages": [{"role": "user", "content": "a"}]}
+    prompt = ask(base_url, "/apply-template", api_key=api_key, body=short).field("prompt")
+    found = thinking_of(template, prompt) or found
+    trial = separation_trial(found)
+    path = "/v1/chat/completions"
+    reply = ask(base_url, path, api_key=api_key, body=trial, timeout_s=TRIAL_TIMEOUT_S)
+    return replace(found, separated=is_separated(reply.field("choices", 0, "message")))
 
 
 def _tried(
@@ -253,6 +282,7 @@ def _tried(
     model: str,
     kind: EngineKind,
     engine_file: Path | None,
+    memorable: bool,
 ) -> dict[str, bool]:
     """What decoding under a constraint really does: a property of the build, so tried once."""
     if known := remembered_trials(engine_file):
@@ -263,9 +293,18 @@ def _tried(
     }
     certain = {name: value for name, value in found.items() if value is not None}
     identity = _identity(engine_file)
-    if identity and len(certain) == len(found):
+    if identity and len(certain) == len(found) and memorable:
         Memo(_MEMO).put(identity, certain)
     return certain
+
+
+def breaks_llguidance(vocabulary: object) -> bool:
+    """Whether the llguidance within engines fails at a vocabulary of this size.
+
+    Seen with derivre 0.3.8 (xllamacpp 2026.10): one less than a multiple of 32 panics at the first
+    token, and the engine goes on without the grammar.
+    """
+    return isinstance(vocabulary, int) and vocabulary % 32 == 31
 
 
 def remembered_trials(engine_file: Path | None) -> dict[str, bool]:

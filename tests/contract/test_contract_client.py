@@ -20,6 +20,7 @@ from runtime import (
     LLMRequest,
     LLMResponse,
     LLMStreamEvent,
+    RoutingClient,
 )
 from tests.fakes.openai_server import FakeServer
 
@@ -47,11 +48,12 @@ def test_it_is_an_llm_client(client: LlamaClient) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", [LlamaClient, RoutingClient])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_takes_what_the_protocol_passes(name: str) -> None:
+def test_a_method_takes_what_the_protocol_passes(name: str, kind: type) -> None:
     """The same names, in the same order, of the same kind; more may be left out, never less."""
     wanted = inspect.signature(getattr(LLMClient, name)).parameters
-    offered = inspect.signature(getattr(LlamaClient, name)).parameters
+    offered = inspect.signature(getattr(kind, name)).parameters
     assert [(each.name, each.kind) for each in offered.values()] == [
         (each.name, each.kind) for each in wanted.values()
     ]

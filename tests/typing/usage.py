@@ -26,6 +26,8 @@ from runtime import (
     LLMRequest,
     LLMResponse,
     LLMStreamEvent,
+    RoutedModel,
+    RoutingClient,
     ServerConfig,
     ServerManager,
     TruncatedEmbeddingResult,
@@ -108,6 +110,22 @@ def names_are_known() -> None:
     assert_type(runtime.__version__, str)
     LlamaClient("m", ctx_size=512, gpu_layers="all", device="cpu", config=ServerConfig())
     LlamaClient(base_url="http://127.0.0.1:8080", api_key="k")
+
+
+def routes(client: RoutingClient) -> None:
+    takes_the_protocol(client)
+    assert_type(client.chat("hi"), LLMResponse)
+    with client.stream(LLMRequest(messages=())) as deltas:
+        assert_type(deltas.routing, Mapping[str, object] | None)
+        for delta in deltas:
+            assert_type(delta, LLMDelta)
+    for event in client.stream_chat("hi"):
+        assert_type(event, LLMStreamEvent)
+    assert_type(client.parse("hi", Answer), Answer)
+    assert_type(client.embed(["a"]), EmbeddingResult)
+    RoutingClient([RoutedModel("m", tags=("fast",)), ServerConfig(), "n"], ctx_size=512)
+    RoutingClient(["m"], ctx_sise=512)  # type: ignore[call-arg]
+    RoutedModel("m", ("fast",))  # type: ignore[call-arg]
 
 
 def refuses_what_is_wrong(client: LlamaClient) -> None:

@@ -179,8 +179,11 @@ def test_large_schemas_take_bounded_time(document: dict[str, Any]) -> None:
 
 
 def test_a_schema_too_deep_to_judge_is_refused() -> None:
+    with pytest.raises(LLMInvalidRequestError, match="nested more than 512 deep"):
+        schema.check(deep(300))
+    given = {**deep(200), "$defs": {"x": {"$id": "https://example.com/x"}}}
     with pytest.raises(LLMInvalidRequestError, match="Recursion limit"):
-        schema.check(deep(200))
+        schema.check(given)
 
 
 def test_what_no_grammar_expresses_is_still_json() -> None:

@@ -15,7 +15,8 @@ from runtime.errors import (
     SchemaViolationError,
     UnenforceableSchemaError,
 )
-from runtime.inference import payload, schema, strictness, tools
+from runtime.inference import closing, payload, schema, strictness, tools
+from runtime.inference.bounds import Bounds
 from tests.fakes.openai_server import FakeServer
 
 PERSON: dict[str, Any] = {
@@ -63,8 +64,106 @@ def test_a_schema_too_deep_to_write_is_refused() -> None:
     deep: dict[str, Any] = {}
     for _ in range(100_000):
         deep = {"not": deep}
-    with pytest.raises(LLMInvalidRequestError, match="not JSON"):
+    with pytest.raises(LLMInvalidRequestError, match="nested more than 512 deep"):
         schema.check(deep)
+
+
+@pytest.mark.parametrize("keyword", ["properties", "items", "not", "anyOf"])
+def test_a_schema_of_200_levels_is_checked_and_enforced(keyword: str) -> None:
+    """jsonschema-rs reads 255 containers within one another, serde_json 128."""
+    deep: dict[str, Any] = {"type": "integer"}
+    good, bad = "1", '"x"'
+    for _ in range(200):
+        match keyword:
+            case "properties":
+                deep = {"type": "object", "properties": {"a": deep}, "required": ["a"]}
+                good, bad = f'{{"a": {good}}}', f'{{"a": {bad}}}'
+            case "items":
+                deep = {"type": "array", "items": deep}
+                good, bad = f"[{good}]", f"[{bad}]"
+            case "not":
+                deep = {"not": deep}
+            case _:
+                deep = {"anyOf": [deep, {"const": 1}]}
+    checked = schema.check(deep)
+    schema.judge(good, checked)
+    with pytest.raises(SchemaViolationError):
+        schema.judge(bad, checked)
+    found = schema.enforcement(checked, LLGUIDANCE, Bounds())
+    assert (found.validated_only is None) == (keyword != "not")
+
+
+def test_what_a_deep_schema_refers_to_is_still_found() -> None:
+    deep: dict[str, Any] = {"$ref": "#/$defs/n"}
+    for _ in range(150):
+        deep = {"properties": {"a": deep}}
+    text = '{"a": ' * 150 + "%s" + "}" * 150
+    checked = schema.check({**deep, "$defs": {"n": {"type": "integer"}}})
+    schema.judge(text % "1", checked)
+    with pytest.raises(SchemaViolationError):
+        schema.judge(text % "null", checked)
+
+
+def test_references_without_end_are_refused() -> None:
+    """A chain of 3,000 overflows the stack of the compilers, and ends the process."""
+
+    def chain(length: int) -> dict[str, Any]:
+        steps: dict[str, Any] = {f"r{n}": {"$ref": f"#/$defs/r{n + 1}"} for n in range(length)}
+        return {"$ref": "#/$defs/r0", "$defs": {**steps, f"r{length}": {"type": "integer"}}}
+
+    schema.judge("1", schema.check(chain(200)))
+    with pytest.raises(LLMInvalidRequestError, match="more than 256 references"):
+        schema.check(chain(5000))
+
+
+@pytest.mark.parametrize(
+    "draft",
+    ["", "http://json-schema.org/draft-07/schema#", "http://json-schema.org/draft-04/schema#"],
+)
+def test_schemas_that_are_given_are_referred_to(draft: str) -> None:
+    place = "definitions" if draft else "$defs"
+    document: dict[str, Any] = {
+        "type": "object",
+        "properties": {
+            "a": {"$ref": "https://example.com/kind.json"},
+            "b": {"$ref": f"https://example.com/kind.json#/{place}/n"},
+        },
+        "required": ["a", "b"],
+    }
+    if draft:
+        document["$schema"] = draft
+    with pytest.raises(LLMInvalidRequestError, match="not a valid JSON Schema") as caught:
+        schema.check(document)
+    assert '"schemas"' in str(caught.value.hint)
+    kind = {"enum": ["x", "y"], place: {"n": {"type": "integer", "minimum": 3}}}
+    request = LLMRequest(
+        messages=[LLMMessage(role="user", content="x")],
+        response_schema=document,
+        provider_options={"schemas": {"https://example.com/kind.json": kind}},
+    )
+    wish = payload.from_request(request)
+    assert wish.schema is not None
+    assert "schemas" not in wish.options
+    assert schema.judge('{"a": "x", "b": 3}', wish.schema)
+    for wrong in ('{"a": "z", "b": 3}', '{"a": "x", "b": 2}'):
+        with pytest.raises(SchemaViolationError):
+            schema.judge(wrong, wish.schema)
+    found = schema.enforcement(wish.schema, LLGUIDANCE, Bounds())
+    assert found.validated_only is None
+    made = closing.close("", wish.schema)
+    assert made is not None
+    assert json.loads(made.text) == {"a": "x", "b": 3}
+
+
+@pytest.mark.parametrize("wrong", [3, {"kind.json": {}}, {3: {}}, {"http://x/y#z": {}}, {"u:a": 1}])
+def test_schemas_that_cannot_be_referred_to_are_refused(wrong: Any) -> None:
+    request = LLMRequest(
+        messages=[LLMMessage(role="user", content="x")],
+        response_schema={"type": "object"},
+        provider_options={"schemas": wrong},
+    )
+    with pytest.raises(LLMInvalidRequestError, match="schemas"):
+        payload.from_request(request)
 
 
 def test_a_schema_is_compiled_once() -> None:

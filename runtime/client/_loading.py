@@ -1,0 +1,85 @@
+"""How a router's models become clients with a server each, and end again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from runtime.client._speeds import Measured
+from runtime.client.sync import LlamaClient
+from runtime.inference.flow import client_closed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from runtime.client._routed import KnownModel
+    from runtime.client._speeds import SpeedBook
+    from runtime.store import PullProgress
+
+
+class ClientLoader:
+    """Loads a router's models, each as a :class:`runtime.LlamaClient`. Any thread may use it.
+
+    Args:
+        models: The models by name.
+        book: Where the time a load takes is noted.
+        options: Arguments of every client.
+        progress: Told about downloads.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, KnownModel],
+        *,
+        book: SpeedBook,
+        options: Mapping[str, Any],
+        progress: Callable[[PullProgress], None] | None,
+    ) -> None:
+        self._models = models
+        self._book = book
+        self._options = options
+        self._progress = progress
+        self._closing = threading.Event()
+
+    def close(self) -> None:
+        """Let downloads under way end; what has arrived is kept for the next time."""
+        self._closing.set()
+
+    def prepare(self, name: str) -> int:
+        """Fetch the model; returns the memory it will take."""
+        return self._models[name].prepare(self._told)
+
+    def load(self, name: str) -> LlamaClient:
+        """A client whose server is ready."""
+        known = self._models[name]
+        began_at = time.monotonic()
+        client = LlamaClient(config=known.config, progress=self._told, **self._options)
+        if known.key is not None:
+            took = Measured(loads=1.0, load_s=time.monotonic() - began_at)
+            self._book.learn(known.key, known.weighed(took))
+        return client
+
+    def unload(self, name: str, loaded: LlamaClient) -> None:  # noqa: ARG002 - of the protocol
+        """End a client and its server."""
+        loaded.close()
+        self._book.save()
+
+    def measured_bytes(self, name: str, loaded: LlamaClient) -> int | None:
+        """The resident size of its engine, without file pages that the system may drop."""
+        pid = loaded.server.pid if loaded.server else None
+        if pid is None:
+            return None
+        try:
+            resident = int(psutil.Process(pid).memory_info().rss)
+        except psutil.Error:  # it is being restarted
+            return None
+        return resident - self._models[name].facts.file_pages_bytes
+
+    def _told(self, progress: PullProgress) -> None:
+        if self._closing.is_set():
+            raise client_closed()
+        if self._progress is not None:
+            self._progress(progress)
