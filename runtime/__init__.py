@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from runtime.client.aio import AsyncLlamaClient
     from runtime.client.sync import LlamaClient
     from runtime.contracts import (
         BackendCapabilities,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         ConfigError,
         ConnectionLostError,
         ContextOverflowError,
+        CrashingRequestError,
         CutOffError,
         DownloadError,
         EngineNotInstalledError,
@@ -67,10 +69,13 @@ if TYPE_CHECKING:
         SchemaViolationError,
         ServerStatusError,
         StorageError,
+        TextTooLongError,
         TooManyRequestsError,
         UnclosableAnswerError,
+        UnenforceableSchemaError,
     )
     from runtime.inference.bounds import Bounds
+    from runtime.inference.embeddings import TruncatedEmbeddingResult, TruncatedText
     from runtime.server.manager import ServerManager
     from runtime.server.snapshot import ServerSnapshot
     from runtime.settings import RestartPolicy, ServerConfig
@@ -79,12 +84,14 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AsyncLlamaClient",
     "BackendCapabilities",
     "BackendStatus",
     "Bounds",
     "ConfigError",
     "ConnectionLostError",
     "ContextOverflowError",
+    "CrashingRequestError",
     "CutOffError",
     "DownloadError",
     "EmbeddingResult",
@@ -127,6 +134,7 @@ __all__ = [
     "StorageError",
     "TaskPriority",
     "TaskProfile",
+    "TextTooLongError",
     "TooManyRequestsError",
     "ToolCall",
     "ToolCallDelta",
@@ -135,12 +143,16 @@ __all__ = [
     "ToolMetadata",
     "ToolSideEffects",
     "ToolSpec",
+    "TruncatedEmbeddingResult",
+    "TruncatedText",
     "UnclosableAnswerError",
+    "UnenforceableSchemaError",
     "Usage",
     "__version__",
 ]
 
 _HOMES = {
+    "AsyncLlamaClient": "runtime.client.aio",
     "Bounds": "runtime.inference.bounds",
     "LlamaClient": "runtime.client.sync",
     "ModelStore": "runtime.store",
@@ -148,6 +160,8 @@ _HOMES = {
     "ServerConfig": "runtime.settings",
     "ServerManager": "runtime.server.manager",
     "ServerSnapshot": "runtime.server.snapshot",
+    "TruncatedEmbeddingResult": "runtime.inference.embeddings",
+    "TruncatedText": "runtime.inference.embeddings",
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
@@ -140,6 +140,25 @@ class ModelTooLargeError(LLMInvalidRequestError):
         self.available_bytes = available_bytes
 
 
+class UnenforceableSchemaError(LLMInvalidRequestError):
+    """A schema is to be enforced strictly while decoding, and cannot be.
+
+    Attributes:
+        places: JSON pointer and keyword of everything that only validation would catch; empty when
+            it is the whole, or no single keyword.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        places: Sequence[tuple[str, str]] = (),
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.places = tuple(places)
+
+
 class ContextOverflowError(LLMInvalidRequestError):
     """The prompt does not fit the context of one request.
 
@@ -159,6 +178,31 @@ class ContextOverflowError(LLMInvalidRequestError):
         super().__init__(message, hint=hint)
         self.prompt_tokens = prompt_tokens
         self.context_tokens = context_tokens
+
+
+class TextTooLongError(ContextOverflowError):
+    """A text to embed has more tokens than can be embedded at once.
+
+    Attributes:
+        index: The first such text's place in the list.
+        too_long: Tokens of every text that is too long, by its place; None when the server did not
+            say.
+        limit: Most tokens of one text, or None when the server did not say.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        too_long: Mapping[int, int | None],
+        limit: int | None,
+        hint: str | None = None,
+    ) -> None:
+        index = min(too_long)
+        super().__init__(message, prompt_tokens=too_long[index], context_tokens=limit, hint=hint)
+        self.index = index
+        self.too_long = dict(too_long)
+        self.limit = limit
 
 
 # --- rate limits ------------------------------------------------------------------------------
@@ -255,6 +299,7 @@ class RequestTimeoutError(LLMProviderError):
         phase: Which one: ``"connect"``, ``"first_token"``, ``"stall"`` or ``"total"``.
         after_s: Seconds waited.
         partial_text: What had arrived, or None.
+        doing: What the engine was doing, as far as that is known, or None.
     """
 
     def __init__(
@@ -264,12 +309,14 @@ class RequestTimeoutError(LLMProviderError):
         phase: str,
         after_s: float,
         partial_text: str | None = None,
+        doing: str | None = None,
         hint: str | None = None,
     ) -> None:
         super().__init__(message, hint=hint)
         self.phase = phase
         self.after_s = after_s
         self.partial_text = partial_text
+        self.doing = doing
 
 
 class ConnectionLostError(LLMProviderError):
@@ -283,6 +330,29 @@ class ConnectionLostError(LLMProviderError):
         self, message: str, *, partial_text: str | None = None, hint: str | None = None
     ) -> None:
         super().__init__(message, hint=hint)
+        self.partial_text = partial_text
+
+
+class CrashingRequestError(LLMProviderError):
+    """A request is given up because the engine died of it, each time it was asked.
+
+    Attributes:
+        crashes: How often.
+        endings: How the process ended each time (``"SIGSEGV"``), oldest first.
+        partial_text: What had arrived, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        endings: Sequence[str],
+        partial_text: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.endings = tuple(endings)
+        self.crashes = len(self.endings)
         self.partial_text = partial_text
 
 
@@ -344,6 +414,7 @@ class SchemaViolationError(LLMBadResponseError):
     Attributes:
         pointer: JSON Pointer to the offending value within the answer; empty for the whole.
         reason: What is wrong with it.
+        repeated_key: The key that occurs twice in one object, if that is what is wrong.
     """
 
     def __init__(
@@ -352,12 +423,14 @@ class SchemaViolationError(LLMBadResponseError):
         *,
         pointer: str,
         reason: str,
+        repeated_key: str | None = None,
         partial_text: str | None = None,
         hint: str | None = None,
     ) -> None:
         super().__init__(message, hint=hint, partial_text=partial_text)
         self.pointer = pointer
         self.reason = reason
+        self.repeated_key = repeated_key
 
 
 class UnclosableAnswerError(CutOffError):

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from runtime.errors import ConfigError, StorageError
 
@@ -35,6 +34,8 @@ Pooling = Literal["none", "mean", "cls", "last", "rank"]
 
 # Environment names that share the prefix and are not fields of ServerConfig.
 _OTHER_ENV = {"HOME", "DEBUG", "OFFLINE"}
+# Lists and mappings, which the environment holds as JSON.
+_JSON_FIELDS = {"lora", "extra_args", "env", "restart"}
 
 
 class RestartPolicy(BaseModel):
@@ -60,7 +61,7 @@ class RestartPolicy(BaseModel):
     stable_after_s: Annotated[float, Field(ge=0)] = 60.0
 
 
-class ServerConfig(BaseSettings):
+class ServerConfig(BaseModel):
     """What a managed server is to be. Frozen; unknown names are refused.
 
     Each field can come from the environment as ``LLAMA_RUNTIME_<FIELD>``, for example
@@ -70,9 +71,7 @@ class ServerConfig(BaseSettings):
         ConfigError: A name is unknown (the nearest valid one is given) or a value cannot work.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, frozen=True, extra="forbid", validate_default=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(DEFAULT_MODEL, description="Alias, owner/repo[:QUANT], path, URL or pypi:…")
     engine: EngineChoice = Field("auto", description="Which engine; auto picks.")
@@ -95,6 +94,12 @@ class ServerConfig(BaseSettings):
         4,
         union_mode="left_to_right",
         description="Slots: requests decoded at once. auto: as many as memory allows, up to 4.",
+    )
+    batch_size: int | None = Field(
+        None,
+        ge=32,
+        description="Tokens computed at once; a chat model can embed no longer text. More takes "
+        "more memory. None: 512, or the context of a model that only embeds.",
     )
     threads: int | None = Field(
         None, ge=1, description="None: the least of cores, affinity and cgroup quota."
@@ -141,7 +146,7 @@ class ServerConfig(BaseSettings):
         _refuse_unknown(values, type(self).model_fields)
         _refuse_unknown_environment(os.environ, type(self).model_fields)
         try:
-            super().__init__(**values)
+            super().__init__(**{**_from_environment(os.environ), **values})
         except ValidationError as exc:
             raise ConfigError(
                 _describe(exc.errors()) + ".",
@@ -199,6 +204,26 @@ def _refuse_unknown_environment(environ: Mapping[str, str], known: Mapping[str, 
             raise ConfigError(
                 f"The environment variable {name} is not a setting.", hint=f"{hint}Unset it."
             )
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
+    """The settings that the environment gives."""
+    given: dict[str, object] = {}
+    for name, value in environ.items():
+        field = name.upper().removeprefix(ENV_PREFIX).lower()
+        if name.upper().startswith(ENV_PREFIX) and field in ServerConfig.model_fields:
+            given[field] = _json(field, value) if field in _JSON_FIELDS else value
+    return given
+
+
+def _json(field: str, value: str) -> object:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as exc:
+        raise ConfigError(
+            f"{ENV_PREFIX}{field.upper()} = {value!r} is not JSON: {exc}.",
+            hint='Lists and mappings are written as JSON, for example \'["a", "b"]\'.',
+        ) from exc
 
 
 def _describe(errors: Iterable[ErrorDetails]) -> str:

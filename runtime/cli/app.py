@@ -195,8 +195,16 @@ def _stream(client: LlamaClient, messages: list[Any], params: Any) -> str:
 @click.argument("texts", nargs=-1)
 @click.option("--model", "-m", default=DEFAULT_MODEL, show_default=True, help="The model.")
 @click.option("--base-url", metavar="URL", help="Use a server that runs already.")
+@click.option("--truncate", is_flag=True, help="Cut what is too long instead of refusing it.")
 @server_options(COMMON)
-def embed(texts: tuple[str, ...], model: str, base_url: str | None, **settings: Any) -> None:
+def embed(
+    texts: tuple[str, ...],
+    model: str,
+    base_url: str | None,
+    *,
+    truncate: bool,
+    **settings: Any,
+) -> None:
     """Print the embedding of each text (or of each line of stdin) as a line of JSON."""
     import json  # noqa: PLC0415
 
@@ -204,7 +212,10 @@ def embed(texts: tuple[str, ...], model: str, base_url: str | None, **settings: 
     if not wanted and not sys.stdin.isatty():
         wanted = [line for line in sys.stdin.read().splitlines() if line.strip()]
     with _client(model, base_url, settings) as client:
-        for vector in client.embed(wanted).vectors:
+        made = client.embed(wanted, truncate=truncate)
+        for each in getattr(made, "truncated", ()):
+            output.note(f"Text {each.index}: {each.kept} of its {each.tokens} tokens are embedded.")
+        for vector in made.vectors:
             output.result(json.dumps(list(vector)))
 
 

@@ -27,6 +27,7 @@ class ServerOptions(TypedDict, total=False):
     alias: str | None
     ctx_size: Literal["auto"] | int | None
     parallel: Literal["auto"] | int
+    batch_size: int | None
     threads: int | None
     gpu_layers: Literal["auto", "all"] | int
     device: Literal["auto", "cpu", "gpu"]
@@ -51,6 +52,7 @@ class ServerOptions(TypedDict, total=False):
 _OF_CHAT_ALONE: dict[str, object] = {
     "alias": None,
     "port": 0,
+    "batch_size": None,
     "chat_template": None,
     "lora": (),
     "mmproj": None,

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from runtime.contracts import BackendStatus, Provenance
 from runtime.engines.base import Endpoint, EngineCapabilities
-from runtime.errors import LLMError
+from runtime.errors import EngineNotRunningError, LLMError
 from runtime.inference import discovery, transport
+from runtime.inference.flow import client_closed
 from runtime.inference.names import public_name
+from runtime.inference.switchboard import Switchboard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,11 +24,23 @@ if TYPE_CHECKING:
 
 
 class EndpointSource(Protocol):
-    """Knows where a server is. Every method may be called from any thread."""
+    """Knows where a server is; :meth:`start` comes first. Any thread may call every method."""
+
+    def start(self) -> None:
+        """Start the server, or look at the one that runs; at once when that is done.
+
+        Raises:
+            LLMError: That failed; it may be tried again.
+        """
+        ...
 
     @property
     def current(self) -> Endpoint:
-        """The endpoint as it was last known; never waits."""
+        """The endpoint as it was last known; never waits. Known once it was started."""
+        ...
+
+    def ready(self) -> Endpoint | None:
+        """The endpoint to use now; None when it has to be waited for. Never waits."""
         ...
 
     @property
@@ -90,20 +104,43 @@ class ManagedSource:
     ) -> None:
         from runtime.server.manager import ServerManager  # noqa: PLC0415 - not for attached ones
 
-        self._sampling = recommended_sampling(config.model)
-        self.manager: ServerManager = ServerManager(config, offline=offline, progress=progress)
-        self.manager.start()
-        self._current = self.manager.wait_ready()
+        self._progress = progress
+        self._ended = False
+        self._sampling: Mapping[str, float] = {}
+        self._current: Endpoint | None = None
+        self.manager: ServerManager = ServerManager(
+            config, offline=offline, progress=self._tell_progress
+        )
+
+    def start(self) -> None:
+        if self._current is None:
+            self._ended = False
+            self._sampling = recommended_sampling(self.manager.config.model)
+            self.manager.start()
+            self._current = self.manager.wait_ready()
+
+    def _tell_progress(self, progress: PullProgress) -> None:
+        if self._ended:  # what is raised here ends the download
+            raise client_closed()
+        if self._progress is not None:
+            self._progress(progress)
 
     @property
     def current(self) -> Endpoint:
+        if self._current is None:
+            raise not_started()
         return self._current
 
     @property
     def models(self) -> tuple[str, ...]:
         config = self.manager.config
-        names = (public_name(self._current), config.alias, config.model)
+        names = (public_name(self.current), config.alias, config.model)
         return tuple(dict.fromkeys(name for name in names if name))
+
+    def ready(self) -> Endpoint | None:
+        found = self.manager.ready_endpoint
+        self._current = found or self._current
+        return found
 
     @property
     def sampling(self) -> Mapping[str, float]:
@@ -124,6 +161,7 @@ class ManagedSource:
         return self.manager.snapshot().to_dict()
 
     def stop(self) -> None:
+        self._ended = True
         self.manager.stop()
 
 
@@ -137,7 +175,6 @@ class AttachedSource:
         api_key: str | None,
         model: str | None,
         limits: Limits,
-        board: transport.Switchboard,
     ) -> None:
         self._address = Endpoint(
             base_url=discovery.origin(base_url),
@@ -149,9 +186,24 @@ class AttachedSource:
         )
         self._wanted = model
         self._limits = limits
-        self._board = board
+        self._board = Switchboard()
         self._lock = threading.Lock()
-        self._found = self._discover()
+        self._known: discovery.Discovered | None = None
+
+    def start(self) -> None:
+        with self._lock:
+            if self._known is None:
+                self._board = Switchboard()
+                self._known = self._discover()
+
+    @property
+    def _found(self) -> discovery.Discovered:
+        if self._known is None:
+            raise not_started()
+        return self._known
+
+    def ready(self) -> Endpoint:
+        return self._found.endpoint
 
     def _discover(self) -> discovery.Discovered:
         address = self._address
@@ -178,7 +230,7 @@ class AttachedSource:
     def resolve(self, model: str) -> str:
         if model not in self.models:
             with self._lock:  # it may have been loaded since
-                self._found = self._discover()
+                self._known = self._discover()
             if model not in self.models:
                 raise discovery.unknown_model(model, self.models)
         return model
@@ -202,4 +254,13 @@ class AttachedSource:
         return None
 
     def stop(self) -> None:
-        pass
+        self._board.close()
+
+
+def not_started() -> EngineNotRunningError:
+    """The error for asking a client about a server that it has not looked at yet."""
+    return EngineNotRunningError(
+        "The client has not been started.",
+        state="stopped",
+        hint="Use it with `async with`, or call `await client.start()` first.",
+    )

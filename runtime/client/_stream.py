@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar
 
 from runtime.contracts import LLMStreamEvent
 from runtime.errors import EngineNotRunningError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import AsyncGenerator, Generator
     from types import TracebackType
 
     from runtime.contracts import LLMDelta, LLMResponse
+    from runtime.inference.async_transport import AsyncWire, Performance
     from runtime.inference.transport import Wire
 
 Item = TypeVar("Item")
@@ -62,18 +65,106 @@ class AnswerStream(Iterator[Item], Generic[Item]):
         self.close()
 
 
-def events(
-    steps: Generator[LLMDelta, None, LLMResponse],
-) -> Generator[LLMStreamEvent, None, None]:
-    """A chat's events: a delta for each piece of text, then the completed one."""
-    try:
-        while True:
+class AsyncAnswerStream(AsyncIterator[Item], Generic[Item]):
+    """The pieces of one answer. The request is sent when the first piece is asked for.
+
+    Closing it cancels the generation, at any time and from any task; so do leaving its
+    ``async with`` block, cancelling the task that waits for it and dropping it. Iterating over a
+    closed stream ends.
+    """
+
+    def __init__(self, steps: AsyncGenerator[Item, None], wire: AsyncWire) -> None:
+        self._steps = steps
+        self._wire = wire
+        self._closed = False
+        self._reading = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Item:
+        if self._closed:
+            raise StopAsyncIteration
+        self._reading = True
+        try:
+            return await anext(self._steps)
+        except EngineNotRunningError:
+            if self._closed:  # by another task, while this one waited
+                raise StopAsyncIteration from None
+            raise
+        finally:
+            self._reading = False
+
+    async def close(self) -> None:
+        """Cancel what is still to come; safe to call twice."""
+        self._closed = True
+        self._wire.abort()
+        if not self._reading:  # else another task is in it, and is being told
+            await self._steps.aclose()
+
+    aclose = close
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Form(Generic[Item]):
+    """What a stream hands out: of each piece, and of the whole; None for nothing."""
+
+    piece: Callable[[LLMDelta], Item | None]
+    whole: Callable[[LLMResponse], Item | None]
+
+
+def _delta_event(delta: LLMDelta) -> LLMStreamEvent | None:
+    if delta.text_delta is None:
+        return None
+    return LLMStreamEvent(kind="delta", delta_text=delta.text_delta)
+
+
+def _completed_event(response: LLMResponse) -> LLMStreamEvent:
+    return LLMStreamEvent(kind="completed", response=response)
+
+
+EVENTS: Final = Form(piece=_delta_event, whole=_completed_event)
+"""A chat's: a delta for each piece of text, then the completed one."""
+
+DELTAS: Final[Form[LLMDelta]] = Form(piece=lambda delta: delta, whole=lambda _: None)
+"""A request's: every piece as it is."""
+
+
+def pieces(
+    steps: Generator[LLMDelta, None, LLMResponse], form: Form[Item]
+) -> Generator[Item, None, None]:
+    """What a stream of that form hands out."""
+    with contextlib.closing(steps):
+        last: Item | None = None
+        while last is None:
             try:
-                delta = next(steps)
+                item = form.piece(next(steps))
             except StopIteration as stop:
-                yield LLMStreamEvent(kind="completed", response=stop.value)
-                return
-            if delta.text_delta is not None:
-                yield LLMStreamEvent(kind="delta", delta_text=delta.text_delta)
-    finally:
-        steps.close()
+                last = item = form.whole(stop.value)
+                if last is None:
+                    return
+            if item is not None:
+                yield item
+
+
+async def async_pieces(
+    performance: Performance[LLMResponse], form: Form[Item]
+) -> AsyncGenerator[Item, None]:
+    """The same of a flow that is performed asynchronously."""
+    async with performance:
+        while (emitted := await performance.advance()) is not None:
+            if (item := form.piece(emitted.item)) is not None:
+                yield item
+    if (last := form.whole(performance.result)) is not None:
+        yield last

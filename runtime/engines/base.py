@@ -215,6 +215,11 @@ class Endpoint:
         capabilities: What it can do.
         context_tokens: Tokens one request may hold, or None when it is not known.
         generation: Grows with each engine process, so that a client sees a restart.
+        predecessor_died_of: How the process before this one died while it served, if that may have
+            been a request's doing ("SIGSEGV", "stuck"); None when it was told to end.
+        slots: Requests it decodes at once, or None when it is not known.
+        batch_tokens: Tokens it computes at once, which no text to embed may exceed; None when it is
+            not known.
     """
 
     base_url: str
@@ -224,3 +229,6 @@ class Endpoint:
     capabilities: EngineCapabilities
     context_tokens: int | None
     generation: int = 0
+    predecessor_died_of: str | None = None
+    slots: int | None = None
+    batch_tokens: int | None = None

@@ -3,8 +3,9 @@
 A place in a document is described by a *conjunction*: schemas that all apply there. References,
 ``allOf``, ``anyOf``, ``oneOf`` and ``if`` are resolved into alternatives, each a conjunction whose
 members' remaining keywords (``type``, ``properties``, ``pattern``, …) can be read off directly.
-An alternative may admit too much (``oneOf`` and ``not`` are not excluded): who builds a value from
-it validates the whole afterwards.
+An alternative may admit too much: who builds a value from it validates the whole afterwards. Read
+exactly, ``not``, the other branches of ``oneOf`` and a failing ``if`` are excluded as well, which
+makes for many more alternatives.
 """
 
 from __future__ import annotations
@@ -13,14 +14,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any
 from urllib.parse import unquote, urljoin
 
-Conjunction = tuple[Any, ...]
-"""Schemas that all apply to one place; each a mapping or a truth value."""
-
-TYPES: Final = ("null", "boolean", "integer", "number", "string", "array", "object")
-"""The types of JSON values, the shortest first."""
+from runtime.inference.negation import SOME, TYPES, Conjunction, is_leaf, negations
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +28,42 @@ class _Either:
 
 
 class References:
-    """Finds what a schema's references point to, within the one document."""
+    """Finds what a schema's references point to.
 
-    def __init__(self, document: Mapping[str, Any]) -> None:
+    Args:
+        document: The schema.
+        others: Further schemas, by their addresses.
+        exact: Whether what must not hold is made into alternatives, too.
+    """
+
+    def __init__(
+        self,
+        document: Mapping[str, Any],
+        others: Mapping[str, Any] | None = None,
+        *,
+        exact: bool = False,
+    ) -> None:
+        self.exact = exact
         self._document = document
+        self._others = others or {}
         self._named: dict[str, Any] | None = None
+        self._negated: dict[int, tuple[Any, tuple[Conjunction, ...]]] = {}
+        self._opposites: dict[int, tuple[Any, dict[str, Any]]] = {}
+
+    def negated(self, schema: Any) -> tuple[Conjunction, ...]:
+        """The alternatives to a schema; the same objects every time."""
+        known = self._negated.get(id(schema))
+        if known is None:
+            known = (schema, tuple(negations(schema, self.find)))
+            self._negated[id(schema)] = known
+        return known[1]
+
+    def opposite(self, schema: Any) -> Any:
+        """The schema that holds where another does not; the same object every time."""
+        known = self._opposites.get(id(schema))
+        if known is None:
+            known = self._opposites[id(schema)] = (schema, {"not": schema})
+        return known[1]
 
     def find(self, reference: str) -> Any:
         """The schema that is referred to; None when it is not in the document."""
@@ -45,6 +73,8 @@ class References:
                 return found
         if self._named is None:
             self._named = dict(_names(self._document, ""))
+            for address, other in self._others.items():
+                self._named |= {address: other, **dict(_names(other, address))}
         if reference in self._named:
             return self._named[reference]
         base = str(self._document.get("$id") or self._document.get("id") or "")
@@ -122,17 +152,28 @@ def _alternatives(
                     return
                 more.append(found)
         more.extend(_listed(first, "allOf"))
-        more.extend(
-            _Either(tuple((each,) for each in _listed(first, keyword)))
-            for keyword in ("anyOf", "oneOf")
-            if keyword in first
-        )
+        if "anyOf" in first:
+            more.append(_Either(tuple((each,) for each in _listed(first, "anyOf"))))
+        if "oneOf" in first:
+            more.append(_one_of(_listed(first, "oneOf"), references))
         if "if" in first:
             yes, no = first.get("then", True), first.get("else", True)
-            more.append(_Either(((first["if"], yes), (no,))))
+            unless = (references.opposite(first["if"]),) if references.exact else ()
+            more.append(_Either(((first["if"], yes), (no, *unless))))
+        if references.exact and "not" in first and not is_leaf(first["not"]):
+            more.append(_Either(references.negated(first["not"])))
         todo = (*more, *todo)
         done = (*done, first)
+        if references.exact and not types_of(done):
+            return
     yield done
+
+
+def _one_of(listed: tuple[Any, ...], references: References) -> _Either:
+    if not references.exact:
+        return _Either(tuple((each,) for each in listed))
+    others = [references.opposite(each) for each in listed]
+    return _Either(tuple((each, *others[:n], *others[n + 1 :]) for n, each in enumerate(listed)))
 
 
 def _listed(schema: Mapping[str, Any], keyword: str) -> tuple[Any, ...]:
@@ -228,6 +269,11 @@ def member(plain: Conjunction, name: str) -> Conjunction:
 
 def _closed(schema: Mapping[str, Any]) -> bool:
     return "unevaluatedProperties" in schema
+
+
+def demanded(plain: Conjunction) -> list[tuple[Any, Any]]:
+    """The rules for a name and a value that some member must keep to, each for one member."""
+    return [each[SOME] for each in plain if SOME in each]
 
 
 def declared(plain: Conjunction) -> list[str]:

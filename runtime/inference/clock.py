@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from runtime.errors import ConfigError, RequestTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Phase = Literal["connect", "first_token", "stall", "total"]
 
@@ -29,11 +32,13 @@ class Limits:
 
     Attributes:
         request_timeout_s: Seconds for the whole request, retries included.
-        first_token_timeout_s: Seconds until a streamed answer begins, waiting for a slot included.
+        first_token_timeout_s: Seconds until a streamed answer begins, waiting for a slot included;
+            more for a prompt that is long for the speed that was measured.
         stall_timeout_s: Seconds between two pieces of a streamed answer.
         connect_timeout_s: Seconds to connect.
-        max_retries: How often a request is sent again: as it is when it failed before its answer
-            began, with a new seed when the answer was not what its schema asks for.
+        max_retries: How often a request is sent again: as it is when its answer did not begin or
+            broke off, counted anew whenever it got further in between; with a new seed when the
+            answer was not what its schema asks for.
     """
 
     request_timeout_s: float = 1800.0
@@ -53,14 +58,61 @@ class Limits:
             raise ConfigError(f"max_retries is {self.max_retries!r}.", hint="It is 0 or more.")
 
 
+SLOWEST_SHARE: Final = 4.0
+"""A prompt may take so many times as long as the speed that was measured lets expect: others may
+be at work, and attention costs more the longer the prompt is."""
+
+_TELLING_TOKENS: Final = 64
+_WEIGHT: Final = 0.3
+
+
+class Pace:
+    """How fast an engine processes prompts, learned from the timings of its answers.
+
+    Shared by requests; each update replaces one number, so that threads need no lock.
+    """
+
+    __slots__ = ("_seconds_per_token",)
+
+    def __init__(self) -> None:
+        self._seconds_per_token = 0.0
+
+    def learn(self, *, tokens: int, seconds: float) -> None:
+        """Take in that so many tokens took so long; too few of them tell nothing."""
+        if tokens < _TELLING_TOKENS or seconds <= 0:
+            return
+        known, new = self._seconds_per_token, seconds / tokens
+        self._seconds_per_token = (1 - _WEIGHT) * known + _WEIGHT * new if known else new
+
+    def learn_from(self, timings: Mapping[str, object] | None) -> None:
+        """Take in the timings that a llama.cpp server tells with an answer."""
+        tokens, milliseconds = (timings or {}).get("prompt_n"), (timings or {}).get("prompt_ms")
+        if isinstance(tokens, int) and isinstance(milliseconds, int | float):
+            self.learn(tokens=tokens, seconds=milliseconds / 1000)
+
+    def seconds(self, tokens: int) -> float:
+        """How long so many tokens can be expected to take; 0 before anything was measured."""
+        return tokens * self._seconds_per_token
+
+
 class Clock:
     """The deadlines of a running request. All instants are ``time.monotonic``."""
 
-    __slots__ = ("_since", "limits", "started")
+    __slots__ = ("_prompt_s", "_since", "limits", "started")
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.started = self._since = time.monotonic()
+        self._prompt_s = 0.0
+
+    @property
+    def now(self) -> float:
+        """The present instant."""
+        return time.monotonic()
+
+    def expect(self, prompt_s: float) -> None:
+        """The prompt can be expected to take so long: the first token may come that much later."""
+        self._prompt_s = prompt_s
 
     def mark(self) -> None:
         """A phase begins, or a piece of the answer came."""
@@ -70,7 +122,8 @@ class Clock:
         """The instant by which the next thing must have happened in ``phase``."""
         total = self.started + self.limits.request_timeout_s
         if phase == "first_token":
-            return min(total, self._since + self.limits.first_token_timeout_s)
+            patience_s = max(self.limits.first_token_timeout_s, SLOWEST_SHARE * self._prompt_s)
+            return min(total, self._since + patience_s)
         if phase == "stall":
             return min(total, self._since + self.limits.stall_timeout_s)
         return total
@@ -85,17 +138,27 @@ class Clock:
         """Milliseconds since the request began."""
         return round((time.monotonic() - self.started) * 1000)
 
-    def timeout(self, phase: Phase, *, partial_text: str | None = None) -> RequestTimeoutError:
-        """The error for the instant of ``phase`` having passed."""
+    def timeout(
+        self, phase: Phase, *, partial_text: str | None = None, doing: str = ""
+    ) -> RequestTimeoutError:
+        """The error for the instant of ``phase`` having passed.
+
+        Args:
+            phase: Which one.
+            partial_text: What had arrived.
+            doing: What the engine was doing, as far as is known.
+        """
         now = time.monotonic()
         if phase != "connect" and now >= self.until("total"):
             phase = "total"
         after_s = now - (self.started if phase == "total" else self._since)
         setting = _SETTING.get(phase)
         return RequestTimeoutError(
-            f"{_WAITED_FOR[phase]} within {after_s:.1f} s ({phase} deadline).",
+            f"{_WAITED_FOR[phase]} within {after_s:.1f} s ({phase} deadline)"
+            + (f": {doing}." if doing else "."),
             phase=phase,
             after_s=after_s,
+            doing=doing or None,
             partial_text=partial_text or None,
             hint=f"Raise {setting} if the model is merely slow; else look into the server's log."
             if setting

@@ -35,17 +35,22 @@ from runtime.inference.partial import (
 )
 
 if TYPE_CHECKING:
-    from runtime.inference.alternatives import Conjunction
+    from runtime.inference.negation import Conjunction
     from runtime.inference.schema import Schema
 
 SECONDS: Final = 2.0
 """How long one search may take, the last one, from nothing, as long again."""
+
+_CHARS_PER_TOKEN: Final = 4
+_UNKNOWN_CONTEXT: Final = 8192
 
 _TRIES: Final = 48
 """Candidates that are validated for one place to cut."""
 
 _NEAR_CUTS: Final = 24
 """Places to cut that are tried one by one; beyond them, ever larger steps are taken."""
+
+_EXCLUDING: Final = ('"not"', '"oneOf"', '"if"')
 
 _NESTING: Final = 8
 """How deep what is added may be nested within what was begun, at first."""
@@ -70,6 +75,18 @@ class Closed:
         return {"start": self.start, "text": self.text[self.start :], "dropped": self.dropped}
 
 
+def most_added(context_tokens: int | None) -> int:
+    """Most characters that may be added to an answer: about what fills a request's context.
+
+    They cost no decoding, so that they do not count against ``max_tokens``; but who feeds the
+    answer back to the model needs it to fit.
+
+    Args:
+        context_tokens: The context of one request; None where the server does not tell it.
+    """
+    return _CHARS_PER_TOKEN * (context_tokens or _UNKNOWN_CONTEXT)
+
+
 def close(
     text: str, schema: Schema, *, seconds: float = SECONDS, keep_all: bool = False
 ) -> Closed | None:
@@ -88,21 +105,25 @@ def close(
     if reader.end < len(text) and keep_all and isinstance(reader.seed, Whole | Nothing):
         return None
     ends = [reader.end] if keep_all else _ends(reader)
-    search = _Search(schema, Budget.of(seconds))
+    searches = _searches(schema, Budget.of(seconds))
     try:
         for end in ends:
             seed = reader.seed if end == reader.end else Reader(text[:end]).seed
-            if found := search.complete(text[:end], seed):
-                return Closed(text=found, start=end, dropped=len(text) - end)
+            for search in searches:
+                if found := search.complete(text[:end], seed):
+                    return Closed(text=found, start=end, dropped=len(text) - end)
     except (ExhaustedError, RecursionError):
         pass  # what follows needs nothing of the text, and is tried with a budget of its own
     if keep_all:
         return None
-    try:
-        found = _Search(schema, Budget.of(seconds)).complete("", Nothing())
-    except (ExhaustedError, RecursionError):
-        return None
-    return Closed(text=found, start=0, dropped=len(text)) if found else None
+    for search in _searches(schema, Budget.of(0)):
+        search.renew(Budget.of(seconds / 2))
+        try:
+            if found := search.complete("", Nothing()):
+                return Closed(text=found, start=0, dropped=len(text))
+        except (ExhaustedError, RecursionError):
+            continue
+    return None
 
 
 def _reader(text: str) -> Reader:
@@ -125,12 +146,24 @@ def _ends(reader: Reader) -> Iterator[int]:
         step *= 2
 
 
+def _searches(schema: Schema, budget: Budget) -> list[_Search]:
+    """The ways to look for completions, the cheap one first."""
+    loose = _Search(schema, budget, exact=False)
+    if any(keyword in schema.text for keyword in _EXCLUDING):
+        return [loose, _Search(schema, budget, exact=True)]
+    return [loose]
+
+
 class _Search:
     """Completions of one text."""
 
-    def __init__(self, schema: Schema, budget: Budget) -> None:
+    def __init__(self, schema: Schema, budget: Budget, *, exact: bool) -> None:
         self._schema = schema
-        self._minimal = Minimal(schema.document, budget)
+        self._minimal = Minimal(schema.document, budget, exact=exact)
+
+    def renew(self, budget: Budget) -> None:
+        """Go on with another budget."""
+        self._minimal.budget = budget
 
     def complete(self, text: str, seed: Seed) -> str | None:
         place = (self._schema.document,)

@@ -26,13 +26,13 @@ def count_text(text: str, limits: Limits) -> Flow[int]:
     Raises:
         LLMCapabilityError: The server cannot count.
     """
-    endpoint, found = yield from _ask("/tokenize", {"content": text}, limits)
+    endpoint, found = yield from ask("/tokenize", {"content": text}, limits)
     if found is None:
         # llama-cpp-python's way, which counts the token that begins every text along.
-        endpoint, found = yield from _ask("/extras/tokenize/count", {"input": text}, limits)
+        endpoint, found = yield from ask("/extras/tokenize/count", {"input": text}, limits)
         if found is not None:
-            _, empty = yield from _ask("/extras/tokenize/count", {"input": ""}, limits)
-            return _number(found, "count") - _number(empty or {}, "count")
+            _, empty = yield from ask("/extras/tokenize/count", {"input": ""}, limits)
+            return count_of(found, "count") - count_of(empty or {}, "count")
     if found is None:
         raise _incapable(endpoint)
     tokens = found.get("tokens")
@@ -48,23 +48,23 @@ def count_chat(messages: Sequence[dict[str, object]], limits: Limits) -> Flow[in
         LLMCapabilityError: The server cannot count.
     """
     asked = {"messages": list(messages)}
-    endpoint, found = yield from _ask(f"{CHAT_PATH}/input_tokens", asked, limits)
+    endpoint, found = yield from ask(f"{CHAT_PATH}/input_tokens", asked, limits)
     if found is not None:
-        return _number(found, "input_tokens")
-    endpoint, found = yield from _ask("/apply-template", asked, limits)
+        return count_of(found, "input_tokens")
+    endpoint, found = yield from ask("/apply-template", asked, limits)
     if found is None:
         raise _incapable(endpoint)
     prompt = found.get("prompt")
     if not isinstance(prompt, str):
         raise _malformed()
     rendered = {"content": prompt, "add_special": True, "parse_special": True}
-    endpoint, found = yield from _ask("/tokenize", rendered, limits)
+    endpoint, found = yield from ask("/tokenize", rendered, limits)
     if found is None or not isinstance(found.get("tokens"), list):
         raise _incapable(endpoint)
     return len(found["tokens"])
 
 
-def _ask(
+def ask(
     path: str, body: Mapping[str, object], limits: Limits
 ) -> Flow[tuple[Endpoint, dict[str, Any] | None]]:
     """What a path answers; None when the server does not have it."""
@@ -84,7 +84,8 @@ def _ask(
     return endpoint, parsed if isinstance(parsed, dict) else None
 
 
-def _number(found: dict[str, Any], name: str) -> int:
+def count_of(found: Mapping[str, Any], name: str) -> int:
+    """A count out of an answer."""
     value = found.get(name)
     if not isinstance(value, int):
         raise _malformed()

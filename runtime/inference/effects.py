@@ -54,7 +54,10 @@ class HttpHead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Locate:
-    """Give me the server's address, waiting while it restarts. Result: an ``Endpoint``."""
+    """Give me the server's address, waiting while it restarts. Result: an ``Endpoint``.
+
+    The :class:`LLMError` that says why there is none is thrown into the flow.
+    """
 
     timeout_s: float
 
@@ -130,7 +133,10 @@ class ExpiredError(WireError):
 
 
 class AbortedError(WireError):
-    """The client was closed while the request ran."""
+    """The client was closed while the request ran.
+
+    No flow catches it: the driver tells the caller.
+    """
 
 
 def locate(timeout_s: float) -> Flow[Endpoint]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from runtime.errors import (
     ConnectionLostError,
     ContextOverflowError,
+    CrashingRequestError,
     LLMAuthError,
     LLMBadResponseError,
     LLMCapabilityError,
@@ -24,7 +25,7 @@ from runtime.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from runtime.inference.effects import HttpHead
 
@@ -117,6 +118,51 @@ def from_error_object(
             hint="Send the request again.",
         )
     return error
+
+
+def unfinished() -> ConnectionLostError:
+    """The error for a stream that ended in order, but too soon."""
+    return ConnectionLostError(
+        "The stream ended before its answer was complete.",
+        hint="Send the request again; the server's log may say why it ended.",
+    )
+
+
+def with_partial(error: LLMError, partial_text: str | None) -> LLMError:
+    """The error with what had arrived."""
+    if isinstance(error, ConnectionLostError):
+        error.partial_text = partial_text or error.partial_text
+    return error
+
+
+def did_not_come_back(error: LLMError, *, partial_text: str) -> ConnectionLostError:
+    """The error for a server that ended in the middle of an answer, for good."""
+    return ConnectionLostError(
+        f"The engine ended in the middle of the answer and did not come back: {error.message}",
+        partial_text=partial_text,
+        hint=error.hint,
+    )
+
+
+def diverged(*, partial_text: str | None) -> ConnectionLostError:
+    """The error for an answer that broke off and cannot be put together again."""
+    return ConnectionLostError(
+        "The answer broke off, and what the server says now to the same request does not begin "
+        "with what it had said: another build, another device, or no regard for the seed.",
+        partial_text=partial_text,
+        hint="Send the request again.",
+    )
+
+
+def crashing_request(endings: Sequence[str], *, partial_text: str | None) -> CrashingRequestError:
+    """The error for a request of which the engine dies."""
+    return CrashingRequestError(
+        f"The engine died {len(endings)} times while it worked on this request "
+        f"({', '.join(endings)}), and no other can have been the cause: it is given up.",
+        endings=endings,
+        partial_text=partial_text,
+        hint="The engine's log has its last words; change the request, or use another build.",
+    )
 
 
 def not_a_completion(head: HttpHead, body: bytes) -> LLMBadResponseError:

@@ -8,18 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from runtime.contracts import LLMDelta, Provenance
+from runtime.contracts import Provenance
 from runtime.errors import (
     ConnectionLostError,
     ContextOverflowError,
     CutOffError,
     EngineNotRunningError,
     LLMBadResponseError,
+    LLMProviderError,
 )
 from runtime.inference import failures, payload, reply
 from runtime.inference.clock import Clock
 from runtime.inference.effects import (
-    AbortedError,
     BrokenError,
     Emit,
     ExpiredError,
@@ -32,25 +32,28 @@ from runtime.inference.effects import (
     open_,
     read_all,
 )
-from runtime.inference.stream import Answer, SseDecoder
+from runtime.inference.recovery import BrokeOffError, Course, DivergedError
+from runtime.inference.stream import SseDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from runtime.contracts import LLMResponse
+    from runtime.contracts import LLMDelta, LLMResponse
     from runtime.engines.base import Endpoint
+    from runtime.errors import RequestTimeoutError
     from runtime.inference.clock import Limits, Phase
     from runtime.inference.closing import Closed
     from runtime.inference.effects import Flow, HttpHead
     from runtime.inference.payload import Wish
     from runtime.inference.schema import Enforcement
+    from runtime.inference.stream import Answer
 
 CHAT_PATH = "/v1/chat/completions"
 
 MAX_BODY_BYTES = 256 * 1024 * 1024
 """Longest answer that is read into memory."""
 
-_FIRST_PAUSE_S = 0.1
+_TURN_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,19 @@ class _Sent:
 
     endpoint: Endpoint
     head: HttpHead
-    resends: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Got:
+    """A whole answer, and what is known of the request that brought it."""
+
+    answer: Answer
+    endpoint: Endpoint
+    enforcement: Enforcement | None
+
+
+class _SilentStreamError(Exception):
+    """A stream that was begun as a success and ended in order without a single event."""
 
 
 def converse(
@@ -68,140 +83,292 @@ def converse(
     """Answer a conversation.
 
     Against llama.cpp every answer is streamed, also when the caller wants it whole: a stall is then
-    seen within seconds, and what had arrived is known when the engine dies.
+    seen within seconds. An answer that breaks off is asked for again, see
+    :mod:`runtime.inference.recovery`.
 
     Args:
         wish: What is asked.
         limits: Deadlines and bounds.
-        backend: Who signs the response.
+        backend: Who signs the response, and what its requests know of one another.
         emit: Whether each piece is handed out as it comes. An answer of which a piece was handed
-            out is never asked for again.
+            out is never asked for with another seed.
     """
-    clock = Clock(limits)
+    ask = _Ask(wish, limits, backend, emit=emit)
+    try:
+        return (yield from _answered(ask))
+    finally:
+        backend.incidents.leave(ask.ticket)
+
+
+class _Ask:
+    """One conversation under way."""
+
+    def __init__(self, wish: Wish, limits: Limits, backend: reply.Backend, *, emit: bool) -> None:
+        self.wish = wish
+        self.limits = limits
+        self.backend = backend
+        self.emit = emit
+        self.clock = Clock(limits)
+        self.course = Course(max_retries=limits.max_retries, emit=emit)
+        self.ticket = backend.incidents.enter()
+
+
+def _answered(ask: _Ask) -> Flow[LLMResponse]:
+    """Ask until the answer is what was asked for, each time with another seed."""
+    wish, emit, course = ask.wish, ask.emit, ask.course
     started_at = Provenance.now_iso()
     first_seed = payload.new_seed() if wish.seed is None else wish.seed
-    resends = number = 0
-    whole = False
+    number = 0
     asked, blamed = wish, None
     while True:
-        answer = Answer()
         seed = payload.later_seed(first_seed, number)
         try:
-            ask = _ask(asked, clock, answer, seed=seed, resends=resends, emit=emit, whole=whole)
-            sent, enforcement = yield from ask
-        except _SilentStreamError as exc:
-            whole, resends = True, exc.resends + 1
-            continue
+            got = yield from _unbroken(ask, asked, seed)
         except ContextOverflowError:
             if blamed is None:
                 raise
             raise blamed from None  # there was no room to tell the model what was wrong
+        answer = got.answer
+        ask.backend.pace.learn_from(answer.timings)
         closed: Closed | None = None
         try:
-            closed = reply.closed(answer, wish, keep_all=emit)
+            room = got.endpoint.context_tokens
+            closed = reply.closed(answer, wish, keep_all=emit, context_tokens=room)
             if closed is None:
                 reply.check(answer, wish)
         except LLMBadResponseError as exc:
-            delivered = emit and answer.begun
-            corrected = payload.corrected(wish, exc)
-            # The same budget would cut it off again, and the same words without chance be repeated.
-            same = wish.temperature == 0 and corrected is None
-            if delivered or isinstance(exc, CutOffError) or same or number >= limits.max_retries:
+            if (emit and answer.delivered) or number >= ask.limits.max_retries:
                 raise
-            asked, blamed = (wish, None) if corrected is None else (corrected, exc)
+            if told := payload.told(asked, got.endpoint, answer.tool_calls):
+                wish = asked = told
+                blamed = None
+            else:
+                corrected = payload.corrected(wish, exc, answer.tool_calls)
+                # The same budget would cut it off again, and the same words without chance be
+                # repeated.
+                if isinstance(exc, CutOffError) or (wish.temperature == 0 and corrected is None):
+                    raise
+                asked, blamed = (wish, None) if corrected is None else (corrected, exc)
             number += 1
-            resends = sent.resends
+            course.begin_anew()
             continue
         attempt = reply.Attempt(
-            endpoint=sent.endpoint,
+            endpoint=got.endpoint,
             seed=seed,
-            max_tokens=payload.token_bound(wish, sent.endpoint),
+            max_tokens=payload.token_bound(wish, got.endpoint),
             sampling=payload.recommended_only(wish),
-            enforcement=enforcement,
+            enforcement=got.enforcement,
             number=number,
-            resends=sent.resends,
+            resends=course.resends,
             started_at=started_at,
             closed=closed,
+            tools=payload.tool_path(wish, got.endpoint),
+            recovery=course.note(),
         )
-        if emit and closed and (added := closed.text[closed.start :]):
-            yield Emit(LLMDelta(text_delta=added))
-        return reply.response(answer, attempt, backend, latency_ms=clock.elapsed_ms)
+        if emit and closed and (added := reply.addition(answer, closed)):
+            yield Emit(added)
+        return reply.response(answer, attempt, ask.backend, latency_ms=ask.clock.elapsed_ms)
 
 
-class _SilentStreamError(Exception):
-    """A stream that was begun as a success and ended in order without a single event."""
+def _unbroken(ask: _Ask, asked: Wish, seed: int) -> Flow[_Got]:
+    """A whole answer, over whatever breaks it off."""
+    course, clock = ask.course, ask.clock
+    while True:
+        answer = course.blank()
+        going_on = asked
+        if course.continuing:
+            delivered = course.delivered
+            going_on = payload.going_on(asked, delivered.text, delivered.tokens)
+        try:
+            return (yield from _attempt(ask, going_on, answer, seed))
+        except _SilentStreamError:
+            course.whole = True
+            course.resends += 1
+        except DivergedError:
+            course.continuing = True
+        except BrokeOffError as exc:
+            pause_s = course.broke_off(answer, exc, clock.now)
+            if pause_s is None:
+                raise failures.with_partial(exc.error, course.partial) from exc.__cause__
+            # A dying engine refuses connections a moment before who watches it knows of its end.
+            yield Pause(pause_s)
 
-    def __init__(self, resends: int) -> None:
-        super().__init__(resends)
-        self.resends = resends
 
-
-def _ask(
-    wish: Wish,
-    clock: Clock,
-    answer: Answer,
-    *,
-    seed: int,
-    resends: int,
-    emit: bool,
-    whole: bool,
-) -> Flow[tuple[_Sent, Enforcement | None]]:
-    """Fill ``answer`` with what the server says this time, streamed unless asked for ``whole``."""
-    enforcement: Enforcement | None = None
-
-    def request(endpoint: Endpoint) -> tuple[HttpRequest, Phase]:
-        nonlocal enforcement
-        stream = not whole and (emit or endpoint.kind in payload.LLAMA_CPP_KINDS)
-        body, enforcement = payload.body(wish, endpoint, seed=seed, stream=stream)
-        if wish.tools and payload.prompts_tools(endpoint):
-            answer.read_calls()
-        return post(endpoint, CHAT_PATH, body), "first_token" if stream else "total"
-
-    sent = yield from send(request, clock, resends)
+def _attempt(ask: _Ask, asked: Wish, answer: Answer, seed: int) -> Flow[_Got]:
+    """Fill ``answer`` with what the server says this time."""
+    clock, course, emit = ask.clock, ask.course, ask.emit
+    endpoint = yield from _located(ask)
+    stream = not course.whole and (emit or endpoint.kind in payload.LLAMA_CPP_KINDS)
+    body, enforcement = payload.body(asked, endpoint, seed=seed, stream=stream)
+    if asked.tools and asked.tools.choice != "none" and payload.prompts_tools(asked, endpoint):
+        answer.read_calls()
+    if asked.tools and asked.tools.call_wanted:
+        answer.hold_text()
+    incidents = ask.backend.incidents
+    course.generation = endpoint.generation
+    if endpoint.generation:
+        incidents.sent(ask.ticket, endpoint.generation)
+    phase: Phase = "first_token" if stream else "total"
     try:
-        if sent.head.status != 200:
-            body = yield from read_all(clock.until("total"), MAX_BODY_BYTES)
-            raise failures.from_answer(sent.head, body, model=wish.model or sent.endpoint.model)
-        if sent.head.content_type == "text/event-stream":
-            yield from _stream(clock, answer, emit=emit)
+        head = yield from _opened(post(endpoint, CHAT_PATH, body), clock, phase)
+    except BrokeOffError as exc:
+        if not exc.reached:
+            incidents.never_reached(ask.ticket, endpoint.generation)
+        raise
+    except ExpiredError as exc:
+        raise (yield from _late(exc, ask, answer, phase, endpoint)) from exc
+    course.there(clock.now)
+    try:
+        if head.status != 200:
+            said = yield from read_all(clock.until("total"), MAX_BODY_BYTES)
+            error = failures.from_answer(head, said, model=asked.model or endpoint.model)
+            if head.status == 503 and course.interrupted:  # it is back, and loads its model
+                raise BrokeOffError(error, reached=False)
+            raise error
+        if head.content_type == "text/event-stream":
+            yield from _stream(ask, answer, endpoint)
         else:
-            yield from _whole(sent.head, clock, answer, wish, emit=emit)
-    except WireError as exc:
-        raise _lost(exc, clock, phase="total", partial_text=answer.text) from exc
-    except ConnectionLostError:
-        # llama-cpp-python begins to stream before it looks at the request, and refuses it by
-        # hanging up in order. Asked for the whole answer, it says why.
-        if answer.touched or whole or sent.endpoint.kind in payload.LLAMA_CPP_KINDS:
-            raise
-        raise _SilentStreamError(sent.resends) from None
-    return sent, enforcement
+            yield from _whole(head, clock, answer, asked, emit=emit)
+            course.goes_on(clock.now)
+    except DivergedError:
+        if course.continuing or answer.reasoning or not payload.can_go_on(asked, endpoint):
+            raise failures.diverged(partial_text=course.partial) from None
+        raise
+    except ExpiredError as exc:
+        raise (yield from _late(exc, ask, answer, "total", endpoint)) from exc
+    except BrokenError as exc:
+        raise _broken(exc, endpoint.base_url) from exc
+    return _Got(answer, endpoint, enforcement)
 
 
-def _stream(clock: Clock, answer: Answer, *, emit: bool) -> Flow[None]:
+def _located(ask: _Ask) -> Flow[Endpoint]:
+    """Where to send the request now; waits while the engine is started again.
+
+    Raises:
+        CrashingRequestError: The engine died because of this request.
+    """
+    clock, course, incidents = ask.clock, ask.course, ask.backend.incidents
+    since = clock.now
+    endpoint = yield from _located_once(ask)
+    if endpoint.generation != course.generation:
+        if endpoint.generation:
+            course.there(clock.now)
+        if course.generation:
+            died_of = endpoint.predecessor_died_of
+            if endings := incidents.died(ask.ticket, course.generation, died_of):
+                raise failures.crashing_request(endings, partial_text=course.partial)
+    while not incidents.may_send(ask.ticket):
+        if not clock.left_s:
+            doing = "it waited for other requests, of which one may be what the engine crashes on"
+            raise clock.timeout("total", partial_text=course.partial, doing=doing)
+        yield Pause(_TURN_LOOK_S)
+        endpoint = yield from _located_once(ask)
+    course.waited(clock.now - since)
+    return endpoint
+
+
+def _located_once(ask: _Ask) -> Flow[Endpoint]:
+    try:
+        return (yield from locate(ask.clock.left_s))
+    except LLMProviderError as exc:
+        if partial := ask.course.partial:
+            raise failures.did_not_come_back(exc, partial_text=partial) from exc
+        raise
+
+
+def _late(
+    exc: ExpiredError, ask: _Ask, answer: Answer, phase: Phase, endpoint: Endpoint
+) -> Flow[RequestTimeoutError]:
+    """The error for a deadline that passed, with what the engine was doing."""
+    if exc.connecting:
+        return ask.clock.timeout("connect", partial_text=ask.course.partial)
+    doing = [_doing(answer, phase, told=endpoint.kind in payload.LLAMA_CPP_KINDS)]
+    try:
+        yield from locate(0.0)
+    except (LLMProviderError, WireError) as state:  # a managed server that is not ready says so
+        doing.append(str(state.args[0]).rstrip("."))
+    return ask.clock.timeout(
+        phase,
+        partial_text=answer.text or ask.course.partial,
+        doing="; ".join(part for part in doing if part),
+    )
+
+
+def _doing(answer: Answer, phase: Phase, *, told: bool) -> str:
+    if answer.moves:
+        return f"the engine had given {answer.tokens} tokens"
+    if answer.progress is None:
+        return "no slot of the engine had taken it up" if told and phase != "total" else ""
+    done, total = answer.progress
+    if done < total:
+        return f"the engine was processing the prompt, {done:,} of {total:,} tokens"
+    return f"the engine had processed the prompt of {total:,} tokens"
+
+
+def _stream(ask: _Ask, answer: Answer, endpoint: Endpoint) -> Flow[None]:
+    clock, course, emit = ask.clock, ask.course, ask.emit
+    replay = course.replay() if emit else None
+    interrupted = course.interrupted
     decoder = SseDecoder()
     while not answer.done:
-        phase: Phase = "stall" if answer.begun else "first_token"
+        phase: Phase = "stall" if answer.moves else "first_token"
         try:
             data: bytes = yield Read(clock.until(phase))
         except ExpiredError as exc:
-            raise clock.timeout(phase, partial_text=answer.text) from exc
+            raise (yield from _late(exc, ask, answer, phase, endpoint)) from exc
         if not data:
-            raise ConnectionLostError(
-                "The stream ended before its answer was complete.",
-                partial_text=answer.text or None,
-                hint="Send the request again; the server's log may say why it ended.",
-            )
+            # llama-cpp-python begins to stream before it looks at the request, and refuses it by
+            # hanging up in order. Asked for the whole answer, it says why.
+            refused = not (answer.touched or endpoint.kind in payload.LLAMA_CPP_KINDS)
+            if refused and not course.whole:
+                raise _SilentStreamError
+            raise BrokeOffError(failures.unfinished(), reached=True)
         for event in decoder.feed(data):
-            clock.mark()  # bytes alone do not count: a server may send comments to keep a line open
-            for delta in answer.add_event(event):
-                if emit:
-                    yield Emit(delta)
+            try:
+                deltas = answer.add_event(event)
+            except ConnectionLostError as exc:  # it says itself that it failed
+                raise BrokeOffError(exc, reached=True) from exc
+            if answer.moves:
+                clock.mark()  # comments and progress do not count: no token came
+            elif answer.progress is not None:
+                _expect_prompt(ask, answer)
+            if not emit:
+                if interrupted and answer.moves:
+                    interrupted = False
+                    course.goes_on(clock.now)
+                continue
+            for delta in deltas:
+                if replay is None:
+                    new: LLMDelta | None = delta
+                else:
+                    new = replay.passing(delta)
+                    replay = None if replay.over else replay
+                if new is not None:
+                    if interrupted:
+                        interrupted = False
+                        course.goes_on(clock.now)
+                    yield Emit(new)
+    if replay is not None and not replay.caught_up:
+        raise DivergedError
+    if interrupted:
+        course.goes_on(clock.now)
     if answer.finish_reason is None:
         raise LLMBadResponseError(
             "The stream was closed without a reason for its end.",
             partial_text=answer.text or None,
             hint="Send the request again.",
         )
+
+
+def _expect_prompt(ask: _Ask, answer: Answer) -> None:
+    """Give the first token the time that a prompt of this length takes here."""
+    if answer.progress is not None:
+        done, total = answer.progress
+        pace = ask.backend.pace
+        expected_s = pace.seconds(total)
+        if done and answer.prompt_s:
+            expected_s = max(expected_s, answer.prompt_s * total / done)
+        ask.clock.expect(expected_s)
 
 
 def _whole(head: HttpHead, clock: Clock, answer: Answer, wish: Wish, *, emit: bool) -> Flow[None]:
@@ -217,50 +384,53 @@ def _whole(head: HttpHead, clock: Clock, answer: Answer, wish: Wish, *, emit: bo
             yield Emit(delta)
 
 
-def send(
-    request: Callable[[Endpoint], tuple[HttpRequest, Phase]], clock: Clock, resends: int = 0
-) -> Flow[_Sent]:
-    """Send a request until its answer begins.
+def _opened(wanted: HttpRequest, clock: Clock, phase: Phase) -> Flow[HttpHead]:
+    """The head of the answer to one request.
 
-    What failed before a byte of an answer came back is sent again, to wherever the server is by
-    then, at most ``max_retries`` times.
-
-    Args:
-        request: Makes the request for an endpoint, and says which deadline its answer's head has.
-        clock: The deadlines.
-        resends: How often it was sent again already.
+    Raises:
+        BrokeOffError: The server is not there, or was not for long enough.
+        ExpiredError: The deadline passed.
     """
-    limits = clock.limits
-    while True:
-        endpoint = yield from locate(clock.left_s)
-        wanted, phase = request(endpoint)
-        clock.mark()
-        try:
-            head = yield from open_(
-                wanted, connect_timeout_s=limits.connect_timeout_s, until=clock.until(phase)
+    clock.mark()
+    try:
+        return (
+            yield from open_(
+                wanted,
+                connect_timeout_s=clock.limits.connect_timeout_s,
+                until=clock.until(phase),
             )
-        except (UnreachableError, BrokenError) as exc:
-            if resends >= limits.max_retries:
-                raise _lost(exc, clock, phase=phase, address=endpoint.base_url) from exc
-        except WireError as exc:
-            raise _lost(exc, clock, phase=phase, address=endpoint.base_url) from exc
-        else:
-            return _Sent(endpoint, head, resends)
-        # A dying engine refuses connections a moment before its end is known to who watches it.
-        yield Pause(_FIRST_PAUSE_S * 2**resends)
-        resends += 1
+        )
+    except (UnreachableError, BrokenError) as exc:
+        raise _broken(exc, wanted.base_url) from exc
 
 
 def fetch(
     request: Callable[[Endpoint], HttpRequest], clock: Clock
 ) -> Flow[tuple[Endpoint, HttpHead, bytes]]:
-    """A whole small answer, whatever its status."""
-    sent = yield from send(lambda endpoint: (request(endpoint), "total"), clock)
-    try:
-        body = yield from read_all(clock.until("total"), MAX_BODY_BYTES)
-    except WireError as exc:
-        raise _lost(exc, clock, phase="total", address=sent.endpoint.base_url) from exc
-    return sent.endpoint, sent.head, body
+    """A whole small answer, whatever its status.
+
+    A request that broke off is sent again, to wherever the server is by then.
+    """
+    course = Course(max_retries=clock.limits.max_retries, emit=False)
+    while True:
+        try:
+            endpoint = yield from locate(clock.left_s)
+            if endpoint.generation:
+                course.there(clock.started)
+            head = yield from _opened(request(endpoint), clock, "total")
+            try:
+                body = yield from read_all(clock.until("total"), MAX_BODY_BYTES)
+            except BrokenError as exc:
+                raise _broken(exc, endpoint.base_url) from exc
+        except BrokeOffError as exc:
+            pause_s = course.broke_off(course.blank(), exc, clock.now)
+            if pause_s is None:
+                raise exc.error from exc.__cause__
+            yield Pause(pause_s)
+        except ExpiredError as exc:
+            raise clock.timeout("connect" if exc.connecting else "total") from exc
+        else:
+            return endpoint, head, body
 
 
 def post(endpoint: Endpoint, path: str, body: object) -> HttpRequest:
@@ -273,29 +443,19 @@ def post(endpoint: Endpoint, path: str, body: object) -> HttpRequest:
     )
 
 
-def _lost(
-    exc: WireError,
-    clock: Clock,
-    *,
-    phase: Phase,
-    partial_text: str = "",
-    address: str = "the server",
-) -> Exception:
-    match exc:
-        case ExpiredError():
-            return clock.timeout("connect" if exc.connecting else phase, partial_text=partial_text)
-        case AbortedError():
-            return client_closed()
-        case UnreachableError():
-            return ConnectionLostError(
-                f"Nothing answers at {address}: {exc}.",
-                hint="Is the server running, and is its address right?",
-            )
-    return ConnectionLostError(
-        f"The connection to {address} broke before the answer was complete: {exc}.",
-        partial_text=partial_text or None,
-        hint="Send the request again; the server's log may say why it ended.",
-    )
+def _broken(exc: WireError, address: str) -> BrokeOffError:
+    reached = not isinstance(exc, UnreachableError)
+    if not reached:
+        error = ConnectionLostError(
+            f"Nothing answers at {address}: {exc}.",
+            hint="Is the server running, and is its address right?",
+        )
+    else:
+        error = ConnectionLostError(
+            f"The connection to {address} broke before the answer was complete: {exc}.",
+            hint="Send the request again; the server's log may say why it ended.",
+        )
+    return BrokeOffError(error, reached=reached)
 
 
 def client_closed() -> EngineNotRunningError:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from runtime.errors import LLMInvalidRequestError
+
+if TYPE_CHECKING:
+    from runtime.contracts import ToolCall
 
 ROLES: Final = ("system", "user", "assistant", "tool")
 
@@ -43,19 +46,18 @@ def _message(position: int, message: object) -> dict[str, object]:
         )
     made: dict[str, object] = {"role": role, "content": content}
     if calls := getattr(message, "tool_calls", None):  # look-alikes may carry what ours cannot
-        made["tool_calls"] = [
-            {
-                "id": call.call_id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments_json},
-            }
-            for call in calls
-        ]
+        made["tool_calls"] = [openai_call(call) for call in calls]
     if call_id := getattr(message, "tool_call_id", None):
         made["tool_call_id"] = call_id
     if name := getattr(message, "name", None) or getattr(message, "tool_name", None):
         made["name"] = name
     return made
+
+
+def openai_call(call: ToolCall) -> dict[str, object]:
+    """A tool call in OpenAI's form."""
+    function = {"name": call.name, "arguments": call.arguments_json}
+    return {"id": call.call_id, "type": "function", "function": function}
 
 
 def instructed(messages: Sequence[Mapping[str, object]], text: str) -> list[Mapping[str, object]]:

@@ -7,24 +7,29 @@ against the whole schema tells whether it is valid.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
-from itertools import islice
-from typing import Any, Final
+from itertools import combinations, islice
+from typing import TYPE_CHECKING, Any, Final
 
 import jsonschema_rs
 
 from runtime.inference import alternatives as alt
-from runtime.inference.alternatives import Conjunction, References
+from runtime.inference.alternatives import References
+from runtime.inference.numerals import numbers
 from runtime.inference.texts import texts
+
+if TYPE_CHECKING:
+    from runtime.inference.negation import Conjunction
 
 CHOICES: Final = 4
 """How many candidates of one part are tried within a larger whole."""
 
 _DEPTHS: Final = (3, 8, 24, 100)
+
+_MOST_DEMANDED: Final = 6
+_STRING: Final = {"type": "string"}
 
 _LEAF_KEYWORDS: Final = (
     "type", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
@@ -70,10 +75,19 @@ class Minimal:
     Args:
         document: The schema.
         budget: What all searches together may take.
+        others: Further schemas that it may refer to, by their addresses.
+        exact: Whether what must not hold is looked at, too.
     """
 
-    def __init__(self, document: Mapping[str, Any], budget: Budget) -> None:
-        self.references = References(document)
+    def __init__(
+        self,
+        document: Mapping[str, Any],
+        budget: Budget,
+        *,
+        others: Mapping[str, Any] | None = None,
+        exact: bool = False,
+    ) -> None:
+        self.references = References(document, others, exact=exact)
         self.budget = budget
         self._draft = document.get("$schema")
         self._known: dict[tuple[tuple[int, ...], int], tuple[list[Any], Conjunction]] = {}
@@ -123,7 +137,7 @@ class Minimal:
             case "boolean":
                 leaves = iter((False, True))
             case "integer" | "number":
-                leaves = _numbers(plain, whole=kind == "integer")
+                leaves = numbers(plain, whole=kind == "integer")
             case "string":
                 leaves = self.strings(plain, "")
                 yield from leaves
@@ -147,27 +161,40 @@ class Minimal:
 
     def elements(self, plain: Conjunction, items: list[Any], depth: int) -> Iterator[list[Any]]:
         """Arrays that begin with ``items`` and hold no more than must be."""
-        wanted = alt.bound(plain, "minItems", least=False) or 0
-        distinct = any(each.get("uniqueItems") is True for each in plain)
+        wanted = int(alt.bound(plain, "minItems", least=False) or 0)
         contained = [each["contains"] for each in plain if "contains" in each]
-        if contained:
-            least = alt.bound(plain, "minContains", least=False)
-            wanted = max(wanted, len(items) + (1 if least is None else int(least)))
+        least = alt.bound(plain, "minContains", least=False)
+        times = 1 if least is None else int(least)
+        if not contained or not times:
+            yield from self._filled(plain, items, [()] * (wanted - len(items)), depth)
+            return
+        # One element may be all that must be contained; else each is an element of its own.
+        together = [tuple(contained)] * times
+        apart = [(each,) for each in contained for _ in range(times)]
+        for chosen in (together, apart) if len(contained) > 1 else (together,):
+            missing = wanted - len(items) - len(chosen)
+            yield from self._filled(plain, items, [*chosen, *[()] * missing], depth)
+        if items:
+            yield from self._filled(plain, items, [()] * (wanted - len(items)), depth)
+
+    def _filled(
+        self, plain: Conjunction, items: list[Any], rules: list[tuple[Any, ...]], depth: int
+    ) -> Iterator[list[Any]]:
+        """``items`` with one more element for each of the rules."""
+        distinct = any(each.get("uniqueItems") is True for each in plain)
         made = list(items)
-        while len(made) < wanted:
+        for rule in rules:
             self.budget.spend()
-            place = (*alt.element(plain, len(made)), *contained)
+            place = (*alt.element(plain, len(made)), *rule)
             pool: Iterator[Any] = iter(self.first(place, depth - 1))
             if distinct:
-                pool = (value for value in self.many(place, depth - 1) if value not in made)
+                seen = {_json(value) for value in made}
+                pool = (value for value in self.many(place, depth - 1) if _json(value) not in seen)
             value = next(pool, _NOTHING)
             if value is _NOTHING:
-                break
+                return
             made.append(value)
-        else:
-            yield made
-        if contained and items:
-            yield list(items)
+        yield made
 
     def many(self, place: Conjunction, depth: int) -> Iterator[Any]:
         """Values for a place, as different as can be had cheaply."""
@@ -192,12 +219,18 @@ class Minimal:
         self, plain: Conjunction, present: Mapping[str, Any], depth: int
     ) -> Iterator[dict[str, Any]]:
         """Members to add to an object that has those in ``present``: no more than must be."""
-        extra = alt.dependent(plain, {**present, **dict.fromkeys(alt.required(plain, present))})
+        there = {**present, **dict.fromkeys(alt.required(plain, present))}
+        known = {id(each) for each in plain}
+        extra = [each for each in alt.dependent(plain, there) if id(each) not in known]
         if extra:
             for wider in self.plain((*plain, *extra)):
-                yield from self._members(wider, present, depth)
-        else:
-            yield from self._members(plain, present, depth)
+                yield from self.members(wider, present, depth)
+            return
+        most = alt.bound(plain, "maxProperties", least=True)
+        for some in self._demanded(plain, present, depth):
+            for made in self._members(plain, {**present, **some}, depth):
+                if most is None or len(present) + len(some) + len(made) <= most:
+                    yield {**some, **made}
 
     def _members(
         self, plain: Conjunction, present: Mapping[str, Any], depth: int
@@ -226,6 +259,58 @@ class Minimal:
         for name, found in choices.items():
             for other in found[1:]:
                 yield {**shortest, name: other}
+
+    def _demanded(
+        self, plain: Conjunction, present: Mapping[str, Any], depth: int
+    ) -> Iterator[dict[str, Any]]:
+        """Members of whom only rules are known, as few as can be found."""
+        rules = alt.demanded(plain)[:_MOST_DEMANDED]
+        if not rules:
+            yield {}
+            return
+        there = dict(present)
+        for name in alt.required(plain, present):
+            if found := self.first(alt.member(plain, name), depth - 1):
+                there.setdefault(name, found[0])
+        left = [
+            (name, value)
+            for name, value in rules
+            if not any(self._meets(name, n) and self._meets(value, v) for n, v in there.items())
+        ]
+        yield from self._covering(plain, left, {}, depth)
+
+    def _meets(self, rule: Any, value: Any) -> bool:
+        """Whether a value keeps to a schema, looked at no deeper than itself."""
+        return any(self.fits(plain, value) for plain in islice(self.plain((rule,)), CHOICES))
+
+    def _covering(
+        self, plain: Conjunction, rules: list[tuple[Any, Any]], made: dict[str, Any], depth: int
+    ) -> Iterator[dict[str, Any]]:
+        if not rules:
+            yield made
+            return
+        first, rest = rules[0], rules[1:]
+        for size in range(len(rest), -1, -1):
+            for others in combinations(rest, size):
+                met = (first, *others)
+                left = [rule for rule in rest if not any(rule is each for each in others)]
+                for name, value in self._named(plain, met, depth):
+                    if name not in made:
+                        yield from self._covering(plain, left, {**made, name: value}, depth)
+
+    def _named(
+        self, plain: Conjunction, rules: tuple[tuple[Any, Any], ...], depth: int
+    ) -> Iterator[tuple[str, Any]]:
+        """Members that keep to all of the rules, each with a name of its own."""
+        names = tuple(each["propertyNames"] for each in plain if "propertyNames" in each)
+        names = (*names, *(name for name, _ in rules), _STRING)
+        patterns = [pattern for each in plain for pattern in each.get("patternProperties", ())]
+        for place in (names, *((*names, {"pattern": pattern}) for pattern in patterns)):
+            for name in islice(self.values(place, 1), CHOICES):
+                self.budget.spend()
+                value = (*alt.member(plain, name), *(value for _, value in rules))
+                if found := self.first(value, depth - 1):
+                    yield name, found[0]
 
     def _further_names(self, plain: Conjunction) -> Iterator[str]:
         yield from alt.declared(plain)
@@ -271,49 +356,9 @@ class Minimal:
 _NOTHING: Final = object()
 
 
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
 def _length(value: Any) -> int:
-    return len(json.dumps(value, ensure_ascii=False))
-
-
-def _numbers(plain: Conjunction, *, whole: bool) -> Iterator[Any]:
-    """Numbers at and around the bounds, the shortest first."""
-    low = max(
-        (Fraction(n) for key in ("minimum", "exclusiveMinimum")
-         if (n := alt.bound(plain, key, least=False)) is not None and math.isfinite(n)),
-        default=None,
-    )  # fmt: skip
-    high = min(
-        (Fraction(n) for key in ("maximum", "exclusiveMaximum")
-         if (n := alt.bound(plain, key, least=True)) is not None and math.isfinite(n)),
-        default=None,
-    )  # fmt: skip
-    seen: set[Fraction] = set()
-    tried: list[Fraction] = [Fraction(n) for n in (0, 1, -1, 2)]
-    for edge in (low, high):
-        if edge is not None:
-            tried += [Fraction(math.floor(edge)) + step for step in (0, 1, -1, 2)]
-            tried.append(edge)
-    if low is not None and high is not None:
-        middle = (low + high) / 2
-        tried += [Fraction(math.floor(middle)), middle, low + (high - low) / 4]
-    steps = [alt.bound((each,), key, least=True) for each in plain for key in ("multipleOf",)]
-    for step in steps:
-        if step and math.isfinite(step):
-            unit = Fraction(str(step))
-            for edge in (low, high, Fraction(0)):
-                if edge is not None:
-                    near = math.floor(edge / unit)
-                    tried += [unit * (near + more) for more in (0, 1, -1, 2)]
-    if not whole:
-        tried += [Fraction(1, 2), Fraction(1, 10), Fraction(1, 100)]
-    for number in tried:
-        if number in seen:
-            continue
-        seen.add(number)
-        if number.denominator == 1:
-            yield int(number)
-        elif not whole:
-            try:
-                yield float(number)
-            except OverflowError:
-                continue
+    return len(_json(value))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from runtime.contracts import Usage
+from runtime.errors import LLMError
 from runtime.inference.effects import AbortedError, HttpHead, Open, Read, WireError
 from runtime.inference.telemetry import telemetry
 
@@ -184,7 +185,7 @@ class Observer:
 
 def _followed(flow: Flow[T], trip: _Trip) -> Flow[T]:
     value: object = None
-    failure: WireError | None = None
+    failure: WireError | LLMError | None = None
     with contextlib.closing(flow):
         while True:
             try:
@@ -196,7 +197,7 @@ def _followed(flow: Flow[T], trip: _Trip) -> Flow[T]:
             trip.going(effect)
             try:
                 value = yield effect
-            except WireError as exc:
+            except (WireError, LLMError) as exc:
                 failure = exc
                 trip.failed(effect, exc)
             else:
@@ -232,10 +233,17 @@ class _Trip:
         """It was performed, with this result."""
         if isinstance(value, HttpHead):
             self._streams = value.status == 200 and value.content_type == "text/event-stream"
-        elif value and self._streams and self.first_chunk_at is None and isinstance(effect, Read):
+        elif (
+            self._streams
+            and self.first_chunk_at is None
+            and isinstance(effect, Read)
+            and isinstance(value, bytes)
+            and value
+            and b'"prompt_progress"' not in value  # which comes before the answer begins
+        ):
             self.first_chunk_at = time.monotonic()
 
-    def failed(self, effect: Effect, error: WireError) -> None:
+    def failed(self, effect: Effect, error: WireError | LLMError) -> None:
         """It could not be performed."""
         self._open_failed = isinstance(effect, Open)
         self._aborted = isinstance(error, AbortedError)

@@ -10,20 +10,21 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from runtime.errors import LLMCapabilityError, LLMInvalidRequestError, SchemaViolationError
-from runtime.inference import prompted_tools, strictness
+from runtime.inference import grammars, prompted_tools, strictness
 from runtime.inference import response_format as response_formats
 from runtime.inference import schema as schemas
 from runtime.inference import tools as toolboxes
 from runtime.inference.histories import with_tools, without_tools
-from runtime.inference.messages import instructed, openai_messages
+from runtime.inference.messages import instructed, openai_call, openai_messages
 from runtime.inference.policy import Policy
 
 if TYPE_CHECKING:
+    from runtime.contracts import ToolCall
     from runtime.engines.base import Endpoint
     from runtime.errors import LLMBadResponseError
     from runtime.inference.schema import Enforcement, Schema
@@ -73,6 +74,7 @@ class Wish:
         tools: The tools, or None.
         schema: The answer's schema, or None.
         policy: What is wanted of a structured answer besides.
+        tells_tools: Whether tools are told in the prompt although the template may know them.
     """
 
     messages: tuple[dict[str, object], ...]
@@ -85,6 +87,7 @@ class Wish:
     tools: ToolBox | None = None
     schema: Schema | None = None
     policy: Policy = _PLAIN
+    tells_tools: bool = False
 
     @property
     def continued(self) -> str:
@@ -178,7 +181,7 @@ def _wish(
     if "grammar" in rest and (box or schema):
         raise LLMInvalidRequestError("A grammar excludes tools and a response schema.")
     if "grammar" in rest:
-        schemas.check_grammar(rest["grammar"])
+        grammars.check_grammar(rest["grammar"])
     wish = Wish(
         messages=openai_messages(messages),
         model=_model(model),
@@ -205,13 +208,13 @@ def body(
     """
     if grammar := wish.options.get("grammar"):
         known = endpoint.capabilities
-        lark = schemas.is_lark(grammar)
+        lark = grammars.is_lark(grammar)
         if (known.llguidance if lark else known.grammar) is False:
             raise LLMCapabilityError(
                 f"The engine takes no {'llguidance' if lark else 'GBNF'} grammars.",
                 hint="Use the other kind of grammar, or a response schema.",
             )
-    told = prompts_tools(endpoint)
+    told = prompts_tools(wish, endpoint)
     messages = without_tools(wish.messages) if told else with_tools(wish.messages)
     made: dict[str, object] = {
         "model": wish.model or endpoint.model,
@@ -225,6 +228,8 @@ def body(
         made["temperature"] = wish.temperature
     if stream:
         made |= {"stream": True, "stream_options": {"include_usage": True}}
+        if endpoint.kind in LLAMA_CPP_KINDS:
+            made["return_progress"] = True  # how far the prompt is, and whether a slot has it
     if wish.tools:
         if told:
             several = made.pop("parallel_tool_calls", False) is True
@@ -246,8 +251,13 @@ def body(
     return {**made, **enforcement.fields}, enforcement
 
 
-def corrected(wish: Wish, problem: LLMBadResponseError) -> Wish | None:
-    """The wish with what was wrong with its last answer, or None where that says nothing."""
+def corrected(
+    wish: Wish, problem: LLMBadResponseError, calls: Sequence[ToolCall] = ()
+) -> Wish | None:
+    """The wish with what was wrong with its last answer, or None where that says nothing.
+
+    A model is told of wrong arguments as of any failure of a tool: by the result of the call.
+    """
     said = problem.partial_text
     if not isinstance(problem, SchemaViolationError) or not said or wish.continued:
         return None
@@ -255,16 +265,66 @@ def corrected(wish: Wish, problem: LLMBadResponseError) -> Wish | None:
         return None
     place = f" at {problem.pointer}" if problem.pointer else ""
     told = f"That is not valid{place}: {problem.reason}. Answer again."
-    blame: tuple[dict[str, object], ...] = (
-        {"role": "assistant", "content": said},
-        {"role": "user", "content": told},
-    )
-    return replace(wish, messages=(*wish.messages, *blame))
+    turn: dict[str, object] = {"role": "assistant", "content": said}
+    heard: list[dict[str, object]] = [{"role": "user", "content": told}]
+    if calls:
+        turn = {"role": "assistant", "content": "", "tool_calls": [openai_call(c) for c in calls]}
+        heard = [_failure(call, told if call.arguments_json == said else "") for call in calls]
+    return replace(wish, messages=(*wish.messages, turn, *heard))
 
 
-def prompts_tools(endpoint: Endpoint) -> bool:
-    """Whether tools are told in the prompt, because the model's template knows none."""
-    return endpoint.capabilities.tools is False
+def can_go_on(wish: Wish, endpoint: Endpoint) -> bool:
+    """Whether an engine can go on with a text it is given the beginning of.
+
+    Only llama.cpp's takes an assistant message for that; and what a grammar steers, it would begin
+    anew.
+    """
+    steered = wish.schema or wish.tools or "grammar" in wish.options
+    return endpoint.kind in LLAMA_CPP_KINDS and not steered
+
+
+def going_on(wish: Wish, text: str, tokens: int) -> Wish:
+    """The wish for the rest of an answer.
+
+    Args:
+        wish: What was asked for.
+        text: The answer as far as it came.
+        tokens: Tokens of that; they are taken off the bound.
+    """
+    before = wish.messages[:-1] if wish.continued else wish.messages
+    begun: dict[str, object] = {"role": "assistant", "content": wish.continued + text}
+    left = None if wish.max_tokens is None else max(1, wish.max_tokens - tokens)
+    return replace(wish, messages=(*before, begun), max_tokens=left)
+
+
+def _failure(call: ToolCall, reason: str) -> dict[str, object]:
+    content = f"Error: {reason or 'not carried out, because another call was wrong.'}"
+    return {"role": "tool", "tool_call_id": call.call_id, "name": call.name, "content": content}
+
+
+def told(wish: Wish, endpoint: Endpoint, calls: Sequence[ToolCall]) -> Wish | None:
+    """The wish with its tools told in the prompt, if that promises the call that did not come.
+
+    Where a template knows tools, llama.cpp lets a model that must call one write as much before it
+    as it likes: the answer is then prose to the end of its budget.
+    """
+    known = endpoint.capabilities
+    missing = wish.tools is not None and wish.tools.call_wanted and not calls
+    if missing and not prompts_tools(wish, endpoint) and (known.llguidance or known.grammar):
+        return replace(wish, tells_tools=True)
+    return None
+
+
+def prompts_tools(wish: Wish, endpoint: Endpoint) -> bool:
+    """Whether tools are told in the prompt: the model's template knows none, or did not help."""
+    return wish.tells_tools or endpoint.capabilities.tools is False
+
+
+def tool_path(wish: Wish, endpoint: Endpoint) -> Literal["native", "prompt"] | None:
+    """How the tools are offered; None when there are none."""
+    if wish.tools is None:
+        return None
+    return "prompt" if prompts_tools(wish, endpoint) else "native"
 
 
 def token_bound(wish: Wish, endpoint: Endpoint) -> int:

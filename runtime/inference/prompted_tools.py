@@ -11,7 +11,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from runtime.inference import schema as schemas
+from runtime.inference import gbnf, grammars
 from runtime.inference.messages import instructed
 
 if TYPE_CHECKING:
@@ -27,14 +27,6 @@ MOST_CALLS: Final = 8
 _HEAD: Final = re.compile(
     r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\S)'
 )
-_JSON_GBNF: Final = r"""
-object ::= "{" (member (", " member)*)? "}"
-member ::= string ": " value
-array ::= "[" (value (", " value)*)? "]"
-value ::= object | array | string | number | "true" | "false" | "null"
-string ::= "\"" ([^"\\\x00-\x1f] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4}))* "\""
-number ::= "-"? ("0" | [1-9] [0-9]{0,15}) ("." [0-9]{1,15})? ([eE] [-+]? [0-9]{1,3})?
-"""
 
 
 def body(
@@ -73,31 +65,35 @@ def _instruction(box: ToolBox, *, several: bool) -> str:
 
 
 def _llguidance(box: ToolBox, bounds: Bounds | None, *, several: bool) -> str:
-    lines = ["%llguidance {}", _start("start:", box, several=several)]
+    lines = ["%llguidance {}", f"start: {_start(box, several=several)}"]
     names = _offered(box)
     lines.append("call: " + " | ".join(f"call{n}" for n in range(len(names))))
     for n, name in enumerate(names):
         head = json.dumps(f'{{"name": {json.dumps(name)}, "arguments": ')
-        document, _ = schemas.json_rule(box.arguments[name].text, bounds)
+        document, _ = grammars.json_rule(box.arguments[name].text, bounds)
         lines.append(f'call{n}: {head} arguments{n} "}}"')
-        lines.append(f"arguments{n}: %json {document or schemas.ANY_OBJECT}")
+        lines.append(f"arguments{n}: %json {document or grammars.ANY_OBJECT}")
     if box.choice == "auto":
         lines.append(r"text: /[^{\s](.|\n)*/")
     return "\n".join(lines)
 
 
 def _gbnf(box: ToolBox, *, several: bool) -> str:
-    heads = [json.dumps(f'{{"name": {json.dumps(name)}, "arguments": ') for name in _offered(box)]
-    lines = [_start("root ::=", box, several=several)]
-    lines.append(f'call ::= ({" | ".join(heads)}) object "}}"')
+    converter = gbnf.Converter()
+    calls = []
+    for name in _offered(box):
+        document = box.arguments[name].document
+        head = gbnf.literal(f'{{"name": {json.dumps(name)}, "arguments": ')
+        calls.append(f'{head} {converter.expression(document, document)} "}}"')
+    rules = {"call": " | ".join(calls)}
     if box.choice == "auto":
-        lines.append(r"text ::= [^{ \t\r\n] [^\x00]*")
-    return "\n".join(lines) + _JSON_GBNF
+        rules["text"] = r"[^{ \t\r\n] [^\x00]*"
+    return gbnf.grammar(_start(box, several=several), {**rules, **converter.rules})
 
 
-def _start(rule: str, box: ToolBox, *, several: bool) -> str:
+def _start(box: ToolBox, *, several: bool) -> str:
     calls = f'call ("\\n" call){{0,{MOST_CALLS - 1}}}' if several else "call"
-    return f"{rule} {calls}" + (" | text" if box.choice == "auto" else "")
+    return f"{calls} | text" if box.choice == "auto" else calls
 
 
 class CallReader:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import product
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from runtime.errors import LLMInvalidRequestError, SchemaViolationError
-from runtime.inference.bounds import narrowed
+from runtime.inference import converters, grammars
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,26 +22,8 @@ if TYPE_CHECKING:
     from runtime.engines.base import EngineCapabilities
     from runtime.inference.bounds import Bounds
 
-# How llguidance lays out JSON: the whitespace of json.dumps and none besides, so that no tokens are
-# spent on blank lines. The last two keys let it take schemas it cannot express to the full.
-_LAYOUT: Final = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
-_LENIENT: Final = {**_LAYOUT, "lenient": True, "coerce_one_of": True}
-_HEAD: Final = "%llguidance {}\nstart: %json "
-
 _MOST_CONVERTED: Final = 65_536
 """Characters of the longest schema that an engine's own converter is given."""
-
-ANY_OBJECT: Final = json.dumps({"type": "object", "x-guidance": _LAYOUT})
-"""What stands after ``%json`` for an object with nothing known of it."""
-
-# What llama-cpp-python is entrusted with, and how much of it.
-_PLAIN: Final = frozenset(
-    {"type", "properties", "required", "items", "enum", "const", "anyOf", "additionalProperties"}
-    | {"minItems", "maxItems", "title", "description", "default", "examples", "$schema"}
-)
-_PLAIN_DEPTH: Final = 16
-_PLAIN_REPEATS: Final = 64
-_PLAIN_VALUES: Final = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,10 +113,11 @@ def enforcement(
     if kind == "llama-cpp-python":
         return _gently_enforced(schema)
     if capabilities.llguidance:
-        grammar, problem = _grammar(schema.text, bounds)
+        rule, problem = grammars.json_rule(schema.text, bounds)
         # What it cannot express, the engine's own converter drops, or takes half a minute for.
-        grammar = grammar or _HEAD + json.dumps({**_outline(schema), "x-guidance": _LAYOUT})
-        return Enforcement(kind="llguidance", fields={"grammar": grammar}, validated_only=problem)
+        rule = rule or grammars.plain_rule(_outline(schema))
+        fields = {"grammar": grammars.HEAD + rule}
+        return Enforcement(kind="llguidance", fields=fields, validated_only=problem)
     if capabilities.json_schema is not False:
         # llama.cpp's converter answers 400 to a reference to the whole document.
         bearable = len(schema.text) <= _MOST_CONVERTED and '"$ref": "#"' not in schema.text
@@ -159,12 +141,6 @@ def _told(schema: Schema) -> Enforcement:
     )
 
 
-def _grammar(text: str, bounds: Bounds | None) -> tuple[str | None, str | None]:
-    """The llguidance grammar of a schema, or None, and what it leaves to validation."""
-    document, problem = json_rule(text, bounds)
-    return None if document is None else _HEAD + document, problem
-
-
 def _outline(schema: Schema) -> dict[str, object]:
     """The type that a schema asks for, and nothing else."""
     kind = schema.document.get("type")
@@ -177,7 +153,7 @@ def _gently_enforced(schema: Schema) -> Enforcement:
     It gets those that hold nothing but the plain keywords; of the others the model is told.
     """
     form: dict[str, object] = {"type": "json_object"}
-    if _is_plain(schema.document):
+    if converters.is_plain(schema.document):
         return Enforcement(
             kind="json_schema",
             fields={"response_format": {**form, "schema": schema.document}},
@@ -186,74 +162,6 @@ def _gently_enforced(schema: Schema) -> Enforcement:
     told = _told(schema)
     wants_object = schema.document.get("type") == "object"
     return replace(told, fields={"response_format": form}) if wants_object else told
-
-
-def _is_plain(document: object, depth: int = 0) -> bool:
-    """Whether a schema is of the plainest kind, and not large."""
-    if not isinstance(document, dict) or depth > _PLAIN_DEPTH or not document.keys() <= _PLAIN:
-        return False
-    if not document.keys() & {"type", "enum", "const", "anyOf", "properties"}:
-        return not document  # "anything" is known only as an empty schema
-    if any(document.get(name, 0) > _PLAIN_REPEATS for name in ("minItems", "maxItems")):
-        return False
-    if len(document.get("enum", ())) > _PLAIN_VALUES or not isinstance(
-        document.get("type", ""), str
-    ):
-        return False
-    extra = document.get("additionalProperties", False)
-    below = [
-        *document.get("properties", {}).values(),
-        *document.get("anyOf", ()),
-        *([document["items"]] if "items" in document else ()),
-        *([] if isinstance(extra, bool) else [extra]),
-    ]
-    return len(below) <= _PLAIN_VALUES and all(_is_plain(each, depth + 1) for each in below)
-
-
-@lru_cache(maxsize=256)
-def json_rule(text: str, bounds: Bounds | None) -> tuple[str | None, str | None]:
-    """A schema as it stands after ``%json`` in a grammar, or None, and what that leaves out.
-
-    The engine decodes freely, and says nothing, when it cannot compile a grammar. So the same
-    library compiles it here first.
-    """
-    from llguidance import LLMatcher  # noqa: PLC0415 - as above
-
-    problem: str | None = None
-    whole = json.loads(text)
-    # A bound may contradict what another part of the schema demands; then there is none.
-    forms = [whole] if bounds is None else [narrowed(whole, bounds), whole]
-    for options, form in product((_LAYOUT, _LENIENT), forms):
-        document = json.dumps({**form, "x-guidance": options}, ensure_ascii=False)
-        failure = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(_HEAD + document))
-        if not failure or failure.startswith("WARNING"):
-            return document, problem
-        if form is whole:
-            problem = problem or failure.partition("\n")[0]
-    return None, problem
-
-
-def is_lark(grammar: object) -> bool:
-    """Whether a raw grammar is llguidance's, not GBNF."""
-    return isinstance(grammar, str) and grammar.lstrip().startswith("%llguidance")
-
-
-def check_grammar(grammar: object) -> None:
-    """Refuse a raw grammar that an engine would not keep to.
-
-    Raises:
-        LLMInvalidRequestError: It is no text, or llguidance cannot compile it: the engine would
-            then decode freely, and say nothing.
-    """
-    if not isinstance(grammar, str) or not grammar.strip():
-        raise LLMInvalidRequestError(f"grammar is {grammar!r}.", hint="Give GBNF, or llguidance's.")
-    if not is_lark(grammar):
-        return
-    from llguidance import LLMatcher  # noqa: PLC0415 - as above
-
-    failure = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar))
-    if failure and not failure.startswith("WARNING"):
-        raise LLMInvalidRequestError(f"The grammar cannot be compiled: {failure}")
 
 
 def judge(text: str, schema: Schema) -> Any:
@@ -268,7 +176,11 @@ def judge(text: str, schema: Schema) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as exc:
         raise SchemaViolationError(
-            f"The answer is not JSON: {exc}.", pointer="", reason=str(exc), partial_text=text
+            f"The answer is not JSON: {exc}.",
+            pointer="",
+            reason=str(exc),
+            repeated_key=exc.key if isinstance(exc, _RepeatedKeyError) else None,
+            partial_text=text,
         ) from exc
     error = next(iter(schema.validator.iter_errors(value)), None)
     if error is not None:
@@ -292,12 +204,18 @@ def pointer(path: Iterable[str | int]) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
 
 
+class _RepeatedKeyError(ValueError):
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the key {key!r} occurs twice in one object")
+        self.key = key
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} occurs twice in one object")
+        raise _RepeatedKeyError(twice)
     return value
 
 

@@ -105,10 +105,26 @@ class Answer:
         usage: Token counts, once the server told them.
         timings: The server's own timings, once it told them.
         done: Whether the closing ``[DONE]`` arrived.
+        progress: Tokens of the prompt that were processed, and all of them, once a slot works on
+            it and the server tells.
+        prompt_s: Seconds it has been processing them, by its own clock.
         model: The model the server says answered.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        call_ids: Mapping[int, str] | None = None,
+        prefix: str = "",
+        prefix_tokens: int = 0,
+    ) -> None:
+        """An empty answer, or one that goes on.
+
+        Args:
+            call_ids: The ids by which the caller knows its tool calls, by their index.
+            prefix: Its text as far as the caller has it, when only the rest is to come.
+            prefix_tokens: Tokens of that, which the server counts among those of the prompt.
+        """
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
         self.timings: dict[str, object] | None = None
@@ -122,6 +138,16 @@ class Answer:
         self._head: dict[str, object] = {}
         self._raw: dict[str, object] | None = None
         self._reader: CallReader | None = None
+        self._held: list[str] | None = None
+        self._delivered = bool(prefix)
+        self.progress: tuple[int, int] | None = None
+        self.prompt_s: float = 0.0
+        self._call_ids = call_ids or {}
+        self._prefix_tokens = prefix_tokens
+        self._given = 0
+        if prefix:
+            self._text.append(prefix)
+            self._given = 1
 
     @property
     def touched(self) -> bool:
@@ -130,8 +156,46 @@ class Answer:
 
     @property
     def begun(self) -> bool:
-        """Whether anything of the answer arrived."""
+        """Whether there is anything of the answer."""
         return bool(self._text or self._reasoning or self._calls)
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything of what is to come has arrived."""
+        return bool(len(self._text) > self._given or self._reasoning or self._calls)
+
+    @property
+    def size(self) -> int:
+        """Characters that arrived, of whatever kind."""
+        calls = sum(len(call.name) + len(call.arguments_json) for call in self.tool_calls)
+        return len(self.text) + len(self.reasoning) + calls
+
+    @property
+    def tokens(self) -> int:
+        """Pieces that arrived, nearly always one for each token."""
+        calls = sum(len(call.arguments) for call in self._calls.values())
+        pieces = len(self._text) - self._given + len(self._reasoning) + calls
+        return self._prefix_tokens + pieces
+
+    @property
+    def handed_out(self) -> str:
+        """The text of the pieces that were returned so far."""
+        return "" if self._held is not None else "".join(self._text)
+
+    @property
+    def calls(self) -> dict[int, ToolCall]:
+        """The tool calls so far, by their index."""
+        return {
+            index: ToolCall(
+                name=call.name, arguments_json="".join(call.arguments), call_id=call.call_id
+            )
+            for index, call in sorted(self._calls.items())
+        }
+
+    @property
+    def delivered(self) -> bool:
+        """Whether any piece of text or of a call was returned for the caller."""
+        return self._delivered
 
     @property
     def text(self) -> str:
@@ -147,10 +211,7 @@ class Answer:
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The tool calls so far, in order."""
-        return tuple(
-            ToolCall(name=call.name, arguments_json="".join(call.arguments), call_id=call.call_id)
-            for _, call in sorted(self._calls.items())
-        )
+        return tuple(self.calls.values())
 
     @property
     def raw_output(self) -> dict[str, object]:
@@ -195,7 +256,7 @@ class Answer:
         """
         if data == DONE:
             self.done = True
-            return []
+            return self._end()
         try:
             chunk = json.loads(data)
         except ValueError as exc:
@@ -240,7 +301,7 @@ class Answer:
             raise self._malformed(f"it is no chat completion: {failures.excerpt(body)}") from exc
         self._raw = whole
         self.done = True
-        return deltas
+        return [*deltas, *self._end()]
 
     def _add_chunk(self, chunk: Mapping[str, Any]) -> list[LLMDelta]:
         deltas: list[LLMDelta] = []
@@ -255,14 +316,19 @@ class Answer:
             if thought := _text(delta.get("reasoning_content")):
                 self._reasoning.append(thought)
             for position, piece in enumerate(delta.get("tool_calls") or ()):
-                deltas.append(LLMDelta(tool_call_delta=self._add_call(position, piece)))
+                deltas += self._call_deltas(position, piece)
             if logprobs := choice.get("logprobs"):
                 self._logprobs.extend(logprobs.get("content") or ())
             if reason := choice.get("finish_reason"):
                 self.finish_reason = _text(reason)
         if isinstance(timings := chunk.get("timings"), dict):
             self.timings = timings
+        if isinstance(progress := chunk.get("prompt_progress"), dict):
+            self.progress = (int(progress["processed"]), int(progress["total"]))
+            self.prompt_s = float(progress.get("time_ms") or 0) / 1000
         if isinstance(usage := chunk.get("usage"), dict):
+            if self._prefix_tokens:
+                usage = _shifted(usage, self._prefix_tokens)
             self._usage_object = usage
             self.usage = usage_of(usage)
             deltas.append(LLMDelta(usage_delta=self.usage))
@@ -272,16 +338,39 @@ class Answer:
         """Look for tool calls in the text from now on; see :mod:`prompted_tools`."""
         self._reader = CallReader()
 
+    def hold_text(self) -> None:
+        """Return no text before a call has begun: without one, the answer is asked for again."""
+        self._held = []
+
+    def _end(self) -> list[LLMDelta]:
+        """What had to wait for more, now that there is no more."""
+        waiting = self._reader.waiting if self._reader and not self._calls else ""
+        self._reader = None
+        return self._text_deltas(waiting) if waiting else []
+
     def _add_text(self, content: str) -> list[LLMDelta]:
         pieces = [content] if self._reader is None else self._reader.feed(content)
         deltas: list[LLMDelta] = []
         for piece in pieces:
             if isinstance(piece, str):
-                self._text.append(piece)
-                deltas.append(LLMDelta(text_delta=piece))
+                deltas += self._text_deltas(piece)
             else:
-                deltas.append(LLMDelta(tool_call_delta=self._add_call(0, piece)))
+                deltas += self._call_deltas(0, piece)
         return deltas
+
+    def _text_deltas(self, text: str) -> list[LLMDelta]:
+        self._text.append(text)
+        if self._held is not None:
+            self._held.append(text)
+            return []
+        self._delivered = True
+        return [LLMDelta(text_delta=text)]
+
+    def _call_deltas(self, position: int, piece: Mapping[str, Any]) -> list[LLMDelta]:
+        held, self._held = self._held, None
+        self._delivered = True
+        before = [LLMDelta(text_delta="".join(held))] if held else []
+        return [*before, LLMDelta(tool_call_delta=self._add_call(position, piece))]
 
     def _add_call(self, position: int, piece: Mapping[str, Any]) -> ToolCallDelta:
         index = int(piece.get("index", position))
@@ -289,7 +378,8 @@ class Answer:
         name, arguments = _text(function.get("name")), _text(function.get("arguments"))
         call = self._calls.get(index)
         if call is None:
-            call = _Call(call_id=_text(piece.get("id")) or f"call_{uuid4().hex[:24]}")
+            known = self._call_ids.get(index) or _text(piece.get("id"))
+            call = _Call(call_id=known or f"call_{uuid4().hex[:24]}")
             self._calls[index] = call
         call.name += name
         call.arguments.append(arguments)
@@ -317,6 +407,15 @@ def usage_of(counts: Mapping[str, object]) -> Usage:
         completion_tokens=count("completion_tokens"),
         total_tokens=count("total_tokens"),
     )
+
+
+def _shifted(counts: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """Counts of an answer whose first ``tokens`` the server took for a part of the prompt."""
+    moved = {"prompt_tokens": -tokens, "completion_tokens": tokens}
+    return {
+        name: max(0, count + moved.get(name, 0)) if isinstance(count, int) else count
+        for name, count in counts.items()
+    }
 
 
 def _text(value: object) -> str:

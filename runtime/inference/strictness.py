@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from runtime.errors import LLMInvalidRequestError
+from runtime.errors import UnenforceableSchemaError
+from runtime.inference import grammars
 from runtime.inference.schema import pointer
+from runtime.inference.subschemas import subschemas
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from runtime.inference.schema import Enforcement, Schema
 
 _KEYS: Final = re.compile(r"Unimplemented keys: (\[.*?\])")
-_FORMAT: Final = re.compile(r"Unknown format: (\S+)")
+_MOST_TOLD: Final = 20
+_MOST_ROUNDS: Final = 32
+_TOGETHER: Final = "the combination of its keywords"
 
 # What llama.cpp's own converter turns into a grammar; it drops the rest without a word.
 _CONVERTED: Final = frozenset(
@@ -31,67 +36,74 @@ _REMARKS: Final = frozenset(
     }
 )  # fmt: skip
 
-_ONE: Final = ("additionalProperties", "items", "additionalItems", "contains", "not", "if", "then",
-               "else", "propertyNames", "unevaluatedItems", "unevaluatedProperties")  # fmt: skip
-_LISTED: Final = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-_NAMED: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas",
-                 "dependencies")  # fmt: skip
-
-_Path = tuple[str | int, ...]
-
-
-def subschemas(schema: Any, path: _Path = ()) -> Iterator[tuple[_Path, Mapping[str, Any]]]:
-    """Every schema within a schema, itself first, with where it is."""
-    waiting: list[tuple[_Path, Any]] = [(path, schema)]
-    while waiting:
-        here, each = waiting.pop()
-        if not isinstance(each, Mapping):
-            continue
-        yield here, each
-        inner: list[tuple[_Path, Any]] = [((*here, k), each[k]) for k in _ONE if k in each]
-        for keyword in _LISTED:
-            if isinstance(listed := each.get(keyword), list):
-                inner += [((*here, keyword, n), part) for n, part in enumerate(listed)]
-        for keyword in _NAMED:
-            if isinstance(named := each.get(keyword), Mapping):
-                inner += [((*here, keyword, name), part) for name, part in named.items()]
-        waiting.extend(reversed(inner))
-
 
 def demand(schema: Schema, how: Enforcement) -> None:
     """Refuse a schema that is not enforced to the full while decoding.
 
     Raises:
-        LLMInvalidRequestError: Names the place and the keyword.
+        UnenforceableSchemaError: Names every place and keyword.
     """
     if how.validated_only is None:
         return
-    where, keyword = _culprit(schema, how)
-    raise LLMInvalidRequestError(
-        f"The schema cannot be enforced while decoding: {keyword} at {where or 'its root'} "
-        f"({how.validated_only})",
+    places = tuple(_places(schema, how))
+    told = [f"{keyword!r} at {where or 'its root'}" for where, keyword in places[:_MOST_TOLD]]
+    if len(places) > _MOST_TOLD:
+        told.append(f"and {len(places) - _MOST_TOLD} more")
+    if not places:
+        told = ["everything at its root" if how.kind == "prompt" else _TOGETHER]
+    raise UnenforceableSchemaError(
+        f"The schema cannot be enforced while decoding: {', '.join(told)} ({how.validated_only})",
+        places=places,
         hint='Simplify the schema, or use enforcement="best", which validates afterwards.',
     )
 
 
-def _culprit(schema: Schema, how: Enforcement) -> tuple[str, str]:
-    problem = how.validated_only or ""
-    if how.kind == "prompt":
-        return "", "everything"
-    keywords: set[str] = set()
-    form = _FORMAT.search(problem)
-    if listed := _KEYS.search(problem):
-        keywords.update(json.loads(listed[1]))
-    if "oneOf constraints" in problem:
+def _places(schema: Schema, how: Enforcement) -> Iterator[tuple[str, str]]:
+    if how.kind == "json_schema":
+        for path, each in subschemas(schema.document):
+            for keyword in each:
+                if keyword not in _CONVERTED | _REMARKS:
+                    yield pointer((*path, keyword)), keyword
+    elif how.kind == "llguidance":
+        yield from _uncompiled(schema.document)
+
+
+def _uncompiled(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What llguidance complains of, one complaint after the other."""
+    places: dict[int, tuple[str | int, ...]] = {}
+    for path, each in subschemas(document):
+        places.setdefault(id(each), path)
+    found: set[tuple[int, str]] = {
+        (id(each), keyword)
+        for _, each in subschemas(document)
+        for keyword in each
+        if grammars.leaf_fault(each, keyword)
+    }
+
+    def is_found(schema: Mapping[str, Any], keyword: str) -> bool:
+        return (id(schema), keyword) in found
+
+    for _ in range(_MOST_ROUNDS):
+        failure = grammars.failure_of(grammars.without(document, is_found))
+        keywords = _named_in(failure or "")
+        more = {
+            (id(each), keyword)
+            for _, each in subschemas(document)
+            for keyword in keywords & each.keys()
+        }
+        if more <= found:
+            break
+        found |= more
+    ordered = {id(each): n for n, (_, each) in enumerate(subschemas(document))}
+    for identity, keyword in sorted(found, key=lambda each: (ordered[each[0]], each[1])):
+        yield pointer((*places[identity], keyword)), keyword
+
+
+def _named_in(failure: str) -> set[str]:
+    """The keywords that a complaint of llguidance's names."""
+    keywords = set(json.loads(listed[1])) if (listed := _KEYS.search(failure)) else set()
+    if "oneOf constraints" in failure:
         keywords.add("oneOf")
-    for path, each in subschemas(schema.document):
-        for keyword in each:
-            if form:
-                hit = keyword == "format" and each[keyword] == form[1]
-            elif how.kind == "json_schema":
-                hit = keyword not in _CONVERTED | _REMARKS
-            else:
-                hit = keyword in keywords
-            if hit:
-                return pointer((*path, keyword)), repr(keyword)
-    return "", "the combination of its keywords"
+    if "min/maxProperties" in failure:
+        keywords |= {"minProperties", "maxProperties"}
+    return keywords

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from functools import lru_cache
+from itertools import product
 from typing import TYPE_CHECKING, Final
 
 from llguidance import LLMatcher, LLTokenizer
@@ -14,7 +15,7 @@ from runtime.inference import alternatives as alt
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from runtime.inference.alternatives import Conjunction
+    from runtime.inference.negation import Conjunction
 
 _SAMPLES: Final = {
     "date": ("1970-01-01",),
@@ -43,7 +44,10 @@ _COMMON: Final = (
     "a-a", "a_a", "a:a", "#", "#000000", "1970-01-01", "1970-01-01T00:00:00Z", "http://a.aa/",
     "https://a.aa/", "a@a.aa", "true", "$", "@a/a", "./a", "x-a",
 )  # fmt: skip
-_MOST_BYTES: Final = 400
+_MOST_BYTES: Final = 65_536
+_RUN_ON: Final = 400
+_QUOTE: Final = 0x22
+_SLACKS: Final = (0, 2, 8, 32, 128)
 _MOST_STEPS: Final = 3000
 _PREFERRED: Final = b'"aA01 -_./:@' + bytes(range(0x62, 0x7B))
 
@@ -63,10 +67,12 @@ def texts(plain: Conjunction, prefix: str) -> Iterator[str]:
         if formats and prefix:
             yield from (prefix + each for each in ("0", ".aa", "a.aa", "@a.aa", "//a", ":", "a"))
     if patterns or (formats and prefix):
-        for pattern in patterns or [None]:
-            found = _search(pattern, formats[0] if formats else None, *_lengths(plain), prefix)
-            if found is None and formats:
-                found = _search(pattern, None, *_lengths(plain), prefix)
+        form = formats[0] if formats else None
+        each_alone = [(pattern,) for pattern in patterns] if len(patterns) > 1 else []
+        for chosen in (tuple(patterns), *each_alone):
+            found = _search(chosen, form, *_lengths(plain), prefix)
+            if found is None and form:
+                found = _search(chosen, None, *_lengths(plain), prefix)
             if found is not None:
                 yield found
     for each in plain:
@@ -90,42 +96,70 @@ def _lengths(plain: Conjunction) -> tuple[int | None, int | None]:
 
 @lru_cache(maxsize=512)
 def _search(
-    pattern: str | None, form: str | None, least: int | None, most: int | None, prefix: str
+    patterns: tuple[str, ...], form: str | None, least: int | None, most: int | None, prefix: str
 ) -> str | None:
     """A text of a regular language that begins with ``prefix``, by llguidance; None when unknown.
 
-    First the way that closes the text as soon as it may be closed, then a search in breadth.
+    First the way that closes the text as soon as it may be closed. Where that runs on, the same
+    with a bound on the length, which forces an end; at last a search in breadth.
     """
-    given = {"pattern": pattern, "format": form, "minLength": least, "maxLength": most}
-    schema = {"type": "string", **{name: value for name, value in given.items() if value}}
+    begun = json.dumps(prefix, ensure_ascii=False)[:-1].encode("utf-8", "surrogatepass")
+    least = min(least or 0, _MOST_BYTES // 4)
+    shortest = max(least, len(prefix))
+    lengths = [most, *(shortest + slack for slack in _SLACKS)]
+    for demand, longest in product((least, 0) if least else (0,), lengths):
+        if longest is not None and most is not None and longest > most:
+            continue
+        start = _matcher(patterns, form, demand or None, longest)
+        if start is None or start.try_consume_tokens(list(begun)) != len(begun):
+            continue
+        # Where llguidance cannot count and match at once, the counting is done here.
+        within = _MOST_BYTES if longest is not None else least + _RUN_ON
+        found = _greedy(start, within, least - len(prefix))
+        if found is not None:
+            return _text(begun + found)
+    start = _matcher(patterns, form, least or None, most)
+    if start is None or start.try_consume_tokens(list(begun)) != len(begun):
+        return None
+    found = _broad(start)
+    return None if found is None else _text(begun + found)
+
+
+def _matcher(
+    patterns: tuple[str, ...], form: str | None, least: int | None, most: int | None
+) -> LLMatcher | None:
+    given = {"format": form, "minLength": least, "maxLength": most}
+    schema: dict[str, object] = {"type": "string"}
+    schema |= {name: value for name, value in given.items() if value is not None}
+    if patterns:
+        schema["allOf"] = [{"pattern": pattern} for pattern in patterns]
     grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))
     problem = LLMatcher.validate_grammar(grammar)
     if problem and not problem.startswith("WARNING"):
         return None
-    start = LLMatcher(_tokenizer(), grammar)
-    begun = json.dumps(prefix, ensure_ascii=False)[:-1].encode("utf-8", "surrogatepass")
-    if start.try_consume_tokens(list(begun)) != len(begun):
-        return None
-    found = _greedy(start.deep_copy()) or _broad(start)
-    if found is None:
-        return None
+    return LLMatcher(_tokenizer(), grammar)
+
+
+def _text(written: bytes) -> str | None:
     try:
-        text = json.loads(begun + found)
+        text = json.loads(written)
     except ValueError:
         return None
     return text if isinstance(text, str) else None
 
 
-def _greedy(matcher: LLMatcher) -> bytes | None:
+def _greedy(matcher: LLMatcher, most_bytes: int, least: int) -> bytes | None:
     made = bytearray()
-    while len(made) < _MOST_BYTES:
+    while len(made) < most_bytes:
         allowed = _allowed(matcher)
+        if len(made) < least:
+            allowed.discard(_QUOTE)
         if not allowed:
             return None
         byte = next((each for each in _PREFERRED if each in allowed), min(allowed))
         matcher.consume_token(byte)
         made.append(byte)
-        if byte == 0x22 and matcher.is_accepting():
+        if byte == _QUOTE and matcher.is_accepting():
             return bytes(made)
     return None
 
@@ -139,7 +173,7 @@ def _broad(start: LLMatcher) -> bytes | None:
             steps += 1
             following = matcher.deep_copy()
             following.consume_token(byte)
-            if byte == 0x22 and following.is_accepting():
+            if byte == _QUOTE and following.is_accepting():
                 return made + b'"'
             waiting.append((following, made + bytes([byte])))
     return None

@@ -112,27 +112,27 @@ def fields(box: ToolBox, *, llama_cpp: bool) -> dict[str, object]:
     }
 
 
-def check_calls(box: ToolBox, calls: Sequence[ToolCall], *, text: str) -> None:
+def check_calls(box: ToolBox, calls: Sequence[ToolCall], *, text: str, more: bool = False) -> None:
     """Refuse an answer that does not keep to the tools.
+
+    Args:
+        box: The tools.
+        calls: The calls of the answer.
+        text: Its text.
+        more: Whether there is a further call, which is not looked at here.
 
     Raises:
         LLMBadResponseError: A call was required and none came, or one came that nobody may make.
         SchemaViolationError: A call's arguments violate its tool's schema.
     """
-    if not calls and box.call_wanted:
+    if not calls and box.call_wanted and not more:
         raise LLMBadResponseError(
             "A tool call was required, but the model answered with text.",
             partial_text=text or None,
             hint="Use a model trained for tools.",
         )
-    allowed = {*box.functions} if box.choice in {"auto", "required"} else {box.choice}
+    check_names(box, calls)
     for call in calls:
-        if call.name not in allowed:
-            raise LLMBadResponseError(
-                f"The model called {call.name!r}, which it may not.",
-                partial_text=call.arguments_json or None,
-                hint=f"It was offered: {', '.join(sorted(allowed - {'none'})) or 'nothing'}.",
-            )
         try:
             schema.judge(call.arguments_json, box.arguments[call.name])
         except SchemaViolationError as exc:
@@ -142,3 +142,19 @@ def check_calls(box: ToolBox, calls: Sequence[ToolCall], *, text: str) -> None:
                 reason=exc.reason,
                 partial_text=call.arguments_json,
             ) from exc
+
+
+def check_names(box: ToolBox, calls: Sequence[ToolCall]) -> None:
+    """Refuse calls to what was not offered.
+
+    Raises:
+        LLMBadResponseError: There is one.
+    """
+    allowed = {*box.functions} if box.choice in {"auto", "required"} else {box.choice}
+    for call in calls:
+        if call.name not in allowed:
+            raise LLMBadResponseError(
+                f"The model called {call.name!r}, which it may not.",
+                partial_text=call.arguments_json or None,
+                hint=f"It was offered: {', '.join(sorted(allowed - {'none'})) or 'nothing'}.",
+            )

@@ -14,6 +14,7 @@ connection holds one of its threads. A connection on loopback costs a tenth of a
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import socket
 import ssl
@@ -23,6 +24,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
+from runtime.errors import LLMError, RequestTimeoutError
 from runtime.inference.effects import (
     AbortedError,
     BrokenError,
@@ -35,6 +37,7 @@ from runtime.inference.effects import (
     UnreachableError,
     WireError,
 )
+from runtime.inference.flow import client_closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -44,10 +47,12 @@ if TYPE_CHECKING:
     from runtime.contracts import LLMDelta
     from runtime.engines.base import Endpoint
     from runtime.inference.effects import Flow, HttpRequest
+    from runtime.inference.switchboard import Switchboard
 
 T = TypeVar("T")
 
 _PACKET_BYTES = 64 * 1024
+_LOOK_UP_S = 0.1
 
 
 class Wire:
@@ -78,7 +83,7 @@ class Wire:
             connection = HTTPConnection(parts.netloc)
             connection.sock = connected
             connection.request(
-                request.method, parts.path + request.path, request.body, _headers(request)
+                request.method, parts.path + request.path, request.body, headers(request)
             )
             self._response = response = connection.getresponse()
         return HttpHead(
@@ -100,6 +105,27 @@ class Wire:
             if not data and self._response.length:
                 raise BrokenError(f"{self._response.length} bytes are missing")
         return data
+
+    def locate(self, find: Callable[[float], Endpoint], timeout_s: float) -> Endpoint:
+        """Where to send the request; waits as long as ``find`` does, and looks up now and then.
+
+        Raises:
+            AbortedError: The wire was aborted meanwhile.
+            LLMError: What ``find`` raises.
+        """
+        until = time.monotonic() + timeout_s
+        while True:
+            left_s = max(0.0, until - time.monotonic())
+            try:
+                found = find(min(left_s, _LOOK_UP_S))
+            except RequestTimeoutError:
+                if not self.aborted and left_s > _LOOK_UP_S:
+                    continue
+                if not self.aborted:
+                    raise
+            if self.aborted:
+                raise AbortedError("closed")
+            return found
 
     def pause(self, seconds: float) -> None:
         """Wait.
@@ -135,37 +161,6 @@ class Wire:
         return _Translated(self)
 
 
-class Switchboard:
-    """The requests a client has under way. Any thread may close it, which ends them all."""
-
-    def __init__(self) -> None:
-        self._wires: set[Wire] = set()
-        self._lock = threading.Lock()
-        self._closed = False
-
-    @contextlib.contextmanager
-    def connected(self, wire: Wire) -> Generator[None]:
-        """Count ``wire`` among them for the time being; closes its connection in the end."""
-        with self._lock:
-            self._wires.add(wire)
-            if self._closed:
-                wire.abort()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._wires.discard(wire)
-            wire.close()
-
-    def close(self) -> None:
-        """End every request under way, and each one to come; safe to call twice."""
-        with self._lock:
-            self._closed = True
-            wires = list(self._wires)
-        for wire in wires:
-            wire.abort()
-
-
 def iterate(
     flow: Flow[T], *, locate: Callable[[float], Endpoint], board: Switchboard, wire: Wire
 ) -> Generator[LLMDelta, None, T]:
@@ -174,14 +169,16 @@ def iterate(
     Closing the generator closes the connection, which cancels the answer.
     """
     result: object = None
-    failure: WireError | None = None
-    with contextlib.closing(flow), board.connected(wire):
+    failure: WireError | LLMError | None = None
+    with contextlib.closing(flow), board.connected(wire), contextlib.closing(wire):
         while True:
             try:
                 effect = flow.send(result) if failure is None else flow.throw(failure)
             except StopIteration as stop:
                 done: T = stop.value
                 return done
+            except AbortedError as exc:
+                raise client_closed() from exc
             result = failure = None
             if isinstance(effect, Emit):
                 yield effect.item
@@ -192,10 +189,10 @@ def iterate(
                 elif isinstance(effect, Open):
                     result = wire.open(effect)
                 elif isinstance(effect, Locate):
-                    result = locate(effect.timeout_s)
+                    result = wire.locate(locate, effect.timeout_s)
                 else:
                     wire.pause(effect.seconds)
-            except WireError as exc:
+            except (WireError, LLMError) as exc:  # the latter when the server cannot be located
                 failure = exc
 
 
@@ -300,10 +297,16 @@ def _connect(scheme: str, host: str, port: int | None, effect: Open) -> _Deadlin
     return _DeadlineSocket(connected, effect.until)
 
 
+@functools.cache
+def tls_context() -> ssl.SSLContext:
+    """What TLS connections trust: the system's authorities, read once (some 20 ms)."""
+    return ssl.create_default_context()
+
+
 def _secured(connected: socket.socket, host: str) -> socket.socket:
     """The connection with TLS on it; within what is left of the time to connect."""
     try:
-        return ssl.create_default_context().wrap_socket(connected, server_hostname=host)
+        return tls_context().wrap_socket(connected, server_hostname=host)
     except TimeoutError as exc:
         connected.close()
         raise ExpiredError(f"no TLS with {host}", connecting=True) from exc
@@ -312,10 +315,11 @@ def _secured(connected: socket.socket, host: str) -> socket.socket:
         raise UnreachableError(f"no TLS with {host}: {exc}") from exc
 
 
-def _headers(request: HttpRequest) -> dict[str, str]:
-    headers = {"Connection": "close", "User-Agent": "llama-runtime"}
+def headers(request: HttpRequest) -> dict[str, str]:
+    """The header fields of a request, besides those that HTTP itself needs."""
+    fields = {"Connection": "close", "User-Agent": "llama-runtime"}
     if request.body is not None:
-        headers["Content-Type"] = "application/json"
+        fields["Content-Type"] = "application/json"
     if request.api_key:
-        headers["Authorization"] = f"Bearer {request.api_key}"
-    return headers
+        fields["Authorization"] = f"Bearer {request.api_key}"
+    return fields

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import socket
@@ -16,6 +15,7 @@ from runtime.engines.detect import choose, gpu_asked_for, place
 from runtime.errors import ConfigError, EngineStartError, StorageError
 from runtime.hardware import cpu_budget, gpu_hint
 from runtime.memo import file_identity
+from runtime.server.listeners import holder
 from runtime.server.logs import forget_old_logs
 from runtime.settings import directories, private_folder
 from runtime.store.gguf import read_facts
@@ -67,6 +67,13 @@ class LaunchPlan:
     def served_name(self) -> str:
         """The model name to send in requests."""
         return self.choice.engine.served_name(self.spec)
+
+    @property
+    def batch_tokens(self) -> int | None:
+        """Tokens computed at once; None when the user's own arguments may have changed that."""
+        if any("batch" in argument for argument in self.spec.extra_args):
+            return None
+        return self.spec.physical_batch or DEFAULT_BATCH
 
 
 def new_key() -> str:
@@ -198,30 +205,10 @@ def refuse_taken_port(host: str, port: int) -> None:
         try:
             trial.bind((host, port))
         except OSError as exc:
-            holder = _holder(port)
+            by = holder(port)
             raise EngineStartError(
                 f"Port {port} on {host} cannot be used: {exc.strerror or exc}"
-                + (f" (held by {holder})." if holder else "."),
+                + (f" (held by {by})." if by else "."),
                 diagnosis="port_taken",
                 hint="Choose another port, or port 0 for any free one.",
             ) from exc
-
-
-def _holder(port: int) -> str | None:
-    """The process that listens on a port, where the system lets us see it."""
-    import psutil  # noqa: PLC0415 - only needed to word an error
-
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if (
-                connection.laddr
-                and connection.laddr.port == port
-                and connection.status == psutil.CONN_LISTEN
-                and connection.pid
-            ):
-                name = psutil.Process(connection.pid).name()
-                mine = " (this process)" if connection.pid == os.getpid() else ""
-                return f"{name}, process {connection.pid}{mine}"
-    except (psutil.Error, OSError):
-        return None
-    return None

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from runtime.engines.base import EngineCapabilities
 from runtime.memo import Memo, file_identity
+from runtime.server.listeners import holder
 
 if TYPE_CHECKING:
     import socket
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from runtime.engines.base import EngineKind
+    from runtime.server.listeners import Verdict
 
 PROBE_TIMEOUT_S = 1.0
 TRIAL_TIMEOUT_S = 5.0
@@ -141,8 +143,30 @@ class Confirmation:
     detail: str = ""
 
 
-def confirm(base_url: str, *, health_path: str, nonce: str, api_key: str | None) -> Confirmation:
-    """Ask for health, then for the name that only our instance has."""
+def confirm(
+    base_url: str, *, listens: Verdict, health_path: str, nonce: str, api_key: str | None
+) -> Confirmation:
+    """Ask whoever listens for health, and for the name that only our instance has.
+
+    The key is sent to nobody but the engine's own process. Where the system does not tell whose the
+    socket is, an answer without the name to a question without the key gives a stranger away.
+
+    Args:
+        base_url: Where it said that it listens.
+        listens: Whose the listening socket is.
+        health_path: What answers 200 when it is ready.
+        nonce: The name that only our instance has.
+        api_key: The key that it asks for.
+    """
+    if listens == "other":
+        by = holder(urlsplit(base_url).port or 0)
+        return Confirmation(verdict="stranger", detail=f"the port is held by {by or 'another'}")
+    if listens == "unknown":
+        unasked = ask(base_url, "/v1/models", api_key=None)
+        if unasked.status == 0:
+            return Confirmation(verdict="silent", detail=unasked.problem or "")
+        if unasked.status not in {401, 403, 503} and not _names(unasked, nonce):
+            return Confirmation(verdict="stranger", detail=f"HTTP {unasked.status} on /v1/models")
     health = ask(base_url, health_path, api_key=api_key)
     if health.status == 0:
         return Confirmation(verdict="silent", detail=health.problem or "")
@@ -151,12 +175,16 @@ def confirm(base_url: str, *, health_path: str, nonce: str, api_key: str | None)
     models = health if health_path == "/v1/models" else ask(base_url, "/v1/models", api_key=api_key)
     if models.status == 0:
         return Confirmation(verdict="silent", detail=models.problem or "")
-    if health.status != 200 or nonce not in json.dumps(models.body, ensure_ascii=False):
+    if health.status != 200 or not _names(models, nonce):
         return Confirmation(
             verdict="stranger",
             detail=f"HTTP {health.status} on {health_path}, HTTP {models.status} on /v1/models",
         )
     return Confirmation(verdict="ready")
+
+
+def _names(models: Reply, nonce: str) -> bool:
+    return nonce in json.dumps(models.body, ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

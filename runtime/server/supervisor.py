@@ -21,6 +21,7 @@ from runtime.server import lifecycle, probe
 from runtime.server.diagnosis import Diagnosis, diagnose, ending, signal_name
 from runtime.server.launcher import EngineProcess, ExecFailed, Exited, Spawned
 from runtime.server.lifecycle import Event, State, Transition
+from runtime.server.listeners import who_listens
 from runtime.server.logs import LogTail
 from runtime.server.loop import Loop
 from runtime.server.templates import begins
@@ -256,6 +257,7 @@ class Supervisor:
                 pid=pid,
                 keeper_pid=self._process.keeper_pid,
             )
+            self._confirm()  # it may have said that it listens before the keeper said that it is
 
     def _read_output(self) -> None:
         if self._process is None:
@@ -289,11 +291,15 @@ class Supervisor:
     def _confirm(self) -> None:
         """The engine says that it listens: see for ourselves."""
         plan, url, process = self._view.plan, self._candidate, self._process
-        if process is None or plan is None or url is None or self._view.state is not State.LOADING:
+        pid = self._view.pid
+        if process is None or plan is None or url is None or pid is None:
+            return
+        if self._view.state is not State.LOADING:
             return
         spec = plan.spec
         seen = probe.confirm(
             url,
+            listens=who_listens(url, pid=pid),
             health_path=plan.choice.engine.health_path,
             nonce=spec.nonce,
             api_key=spec.api_key,
@@ -330,6 +336,9 @@ class Supervisor:
             capabilities=properties.capabilities,
             context_tokens=properties.slot_ctx or spec.slot_ctx,
             generation=self._view.generation + 1,
+            predecessor_died_of=self._view.last_exit.died_of if self._view.last_exit else None,
+            slots=spec.parallel,
+            batch_tokens=plan.batch_tokens,
         )
         self._loop.cancel_timers()
         self._watch = ServiceWatch(  # before anyone can send it a request

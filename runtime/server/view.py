@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from runtime.server.probe import Properties
 
 
+_TOLD = frozenset({"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LastExit:
     """How the last engine process ended.
@@ -36,6 +39,20 @@ class LastExit:
     diagnosis: str
     reason: str
     while_state: State
+
+    @property
+    def died_of(self) -> str | None:
+        """What it died of, if a request may have done that: a crash, or being stuck, while serving.
+
+        None when it was told to end, by us or by another: a request does not send signals.
+        """
+        if self.while_state not in {State.READY, State.SUSPECT}:
+            return None
+        if self.diagnosis == "wedged":
+            return "stuck"
+        if self.signal is not None:
+            return None if self.signal in _TOLD else self.signal
+        return f"exit code {self.code}" if self.code else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

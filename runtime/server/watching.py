@@ -6,6 +6,7 @@ Both watches live in the supervisor's thread and only tell what they see; the su
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -13,7 +14,7 @@ import psutil
 from runtime.server import probe
 from runtime.server.diagnosis import TEMPLATE_HINT
 from runtime.server.templates import LOOK_S, TemplateGuard, fingerprint
-from runtime.server.watchdog import Watchdog, first_step_s, latest_task, slots_at_work
+from runtime.server.watchdog import Watchdog, latest_task, slots_at_work, slowest_token_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,7 @@ WATCH_IDLE_S = 5.0
 WATCH_WORKING_S = 1.0
 LOOK_TIMEOUT_S = 0.5
 CPU_PROGRESS_S = 0.05
-BATCH_TOKENS = 2048  # llama.cpp's default logical batch: progress shows once a batch
+BATCH_TOKENS = 2048  # llama.cpp's default logical batch: prompts move by it
 
 
 class StartWatch:
@@ -154,13 +155,15 @@ class ServiceWatch:
         self.has_answered = not endpoint.capabilities.slots
         if not endpoint.capabilities.slots:
             return  # this engine does not show its progress: the client's own deadlines remain
+        # A GPU may be at work while every thread waits for it.
+        self._on_cpu = plan.spec.gpu_layers == 0
         # What it was tried with before it was ready is no answer to anyone.
         self._tasks_before = latest_task(self._ask_slots().body)
         self._watchdog = Watchdog(
             floor_s=floor_s,
-            first_step_s=first_step_s(
-                parameters=plan.facts.parameters, batch=BATCH_TOKENS, threads=plan.spec.threads
-            ),
+            token_s=slowest_token_s(parameters=plan.facts.parameters, threads=plan.spec.threads),
+            batch=plan.spec.physical_batch or BATCH_TOKENS,
+            threads=plan.spec.threads,
             now_s=time.monotonic(),
         )
         self._look_again()
@@ -181,6 +184,8 @@ class ServiceWatch:
         if self._process.pid is None:
             return
         dog = self._watchdog
+        # Before the question: whoever answers it is awake for that alone.
+        asleep = _sleeps(self._process.pid) if self._on_cpu else None
         reply = self._ask_slots()
         self.has_answered |= latest_task(reply.body) > self._tasks_before
         now = time.monotonic()
@@ -188,12 +193,13 @@ class ServiceWatch:
             now_s=now,
             cpu_s=_cpu_seconds(self._process.pid),
             slots=slots_at_work(reply.body),
+            asleep=asleep,
         )
         if verdict != "stuck":
             self._look_again()
         self._on_verdict(
             verdict,
-            f"no token has moved for {dog.standing_s(now):.0f} s (limit {dog.limit_s:.0f} s)",
+            dog.reason(now),
         )
 
 
@@ -209,6 +215,20 @@ def _rss_bytes(pid: int) -> int:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return 0
+
+
+def _sleeps(pid: int) -> bool | None:
+    """Whether no thread runs, wants to, or waits for a disk; None where that cannot be seen.
+
+    The states are those of proc_pid_stat(5): R is runnable, also while others have the processor,
+    and D a wait for a disk, as for a page of the model.
+    """
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        states = [(task / "stat").read_text("utf-8", "replace") for task in tasks]
+    except OSError:
+        return None
+    return all(text.rpartition(") ")[2][:1] in "STt" for text in states)
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from runtime.hardware import memory
 from runtime.settings import DEFAULT_CTX_SIZE
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from runtime.store.fit import ElasticLimits
     from runtime.store.gguf import ModelFacts
     from runtime.store.memory_plan import MemoryPlan
+
+# A multiple of every number of slots that "auto" may find.
+_ANY_SLOTS: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +110,17 @@ def _wanted_context(config: ServerConfig, facts: ModelFacts) -> tuple[int | Lite
 
 
 def _largest_batch(config: ServerConfig, facts: ModelFacts) -> int:
-    """Tokens computed at once. A model that only embeds must see a whole input at once."""
-    if not facts.is_embedding_model:
-        slots = config.parallel if isinstance(config.parallel, int) else 1
-        # llama.cpp aborts when it serves embeddings and its batch is no multiple of the slots.
-        return DEFAULT_BATCH // slots * slots if config.embeddings else DEFAULT_BATCH
+    """Tokens computed at once.
+
+    llama.cpp embeds a text in one step only, so a model that only embeds gets room for a whole
+    context. A chat model does not: when it also embeds, it computes the output of every token.
+    """
+    if not config.embeddings:
+        return config.batch_size or DEFAULT_BATCH
+    # llama.cpp aborts when it serves embeddings and its batch is no multiple of the slots.
+    slots = config.parallel if isinstance(config.parallel, int) else _ANY_SLOTS
+    if config.batch_size is None and not facts.is_embedding_model:
+        return max(1, DEFAULT_BATCH // slots) * slots
     wanted = config.ctx_size if isinstance(config.ctx_size, int) else DEFAULT_CTX_SIZE
-    return min(wanted, facts.context_train or wanted)
+    wanted = min(config.batch_size or wanted, facts.context_train or wanted)
+    return -(-wanted // slots) * slots

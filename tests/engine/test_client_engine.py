@@ -30,16 +30,20 @@ from runtime import (
     ModelNotFoundError,
     RestartPolicy,
     SchemaViolationError,
+    TextTooLongError,
     ToolSpec,
+    TruncatedText,
+    Usage,
 )
 from runtime.client._stream import AnswerStream
 from runtime.inference import schema as schemas
+from runtime.inference.vectors import Vectors
 from runtime.testing.tiny_model import build_tiny_model
 from tests.conftest import ENGINES, wait_until
 from tests.fakes.openai_server import closing_chunks, events_of, piece
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from runtime import LLMStreamEvent
@@ -48,6 +52,7 @@ pytestmark = pytest.mark.engine
 
 CONTEXT = 768
 LONG_CONTEXT = 8192
+TEXTS = int(os.environ.get("TEST_TEXTS", "3000"))
 STREAMS = int(os.environ.get("TEST_STREAMS", "200"))
 MESSAGES = [LLMMessage(role="user", content="Tell me about the sea.")]
 LLAMA_CPP = {"xllamacpp", "llama-server"}
@@ -386,6 +391,69 @@ def test_chat_and_embeddings_come_from_one_engine(client: LlamaClient) -> None:
     assert client.chat(MESSAGES, params=params()).text
 
 
+@pytest.fixture(scope="module")
+def embedder(
+    kind: str, tiny_embedding_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LlamaClient]:
+    """A client of a model that only embeds; three slots divide no power of two."""
+    options = options_of(kind)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAMA_RUNTIME_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.delenv("LLAMA_RUNTIME_ENGINE_PATH", raising=False)
+        made = LlamaClient(str(tiny_embedding_path), parallel=3, threads=1, **options)
+    with made:
+        yield made
+
+
+@pytest.mark.parametrize("own_model", [False, True])
+def test_texts_that_are_too_long_are_named_or_truncated(
+    client: LlamaClient, embedder: LlamaClient, own_model: bool
+) -> None:
+    """To the token: what is one shorter is embedded whole."""
+    client = embedder if own_model else client
+    with pytest.raises(TextTooLongError) as caught:
+        client.embed(["the engine", words(900), "a", "\N{SNOWMAN}" * 1000])
+    limit = caught.value.limit
+    assert limit == 512
+    assert {1} <= set(caught.value.too_long) <= {1, 3}
+    with pytest.raises(TextTooLongError) as caught:
+        client.embed([words(limit)])
+    excess = (caught.value.too_long[0] or 0) - limit
+    usage = client.embed([words(limit - excess)]).usage
+    assert usage == Usage(prompt_tokens=limit, total_tokens=limit)
+    with pytest.raises(TextTooLongError) as caught:
+        client.embed([words(limit - excess + 1)])
+    assert caught.value.too_long == {0: limit + 1}
+    made = client.embed(["x", words(limit + 90), "y"], truncate=True)
+    assert made.truncated == (TruncatedText(index=1, tokens=limit + 90 + excess, kept=limit),)
+    assert alike(made.vectors[1], client.embed([words(limit - excess)]).vectors[0])
+
+
+def words(count: int) -> str:
+    """So many words of one token each, the first included."""
+    return "the" + " the" * (count - 1)
+
+
+def alike(one: Sequence[float], other: Sequence[float]) -> bool:
+    return sum(a * b for a, b in zip(one, other, strict=True)) > 0.999
+
+
+def test_thousands_of_texts_take_no_more_memory_than_their_vectors(
+    embedder: LlamaClient, kind: str
+) -> None:
+    texts = [f"text number {number}" for number in range(TEXTS if kind in LLAMA_CPP else 500)]
+    embedder.embed(texts[:200])
+    process = psutil.Process()
+    before = process.memory_info().rss
+    result = embedder.embed(texts)
+    grown = process.memory_info().rss - before
+    assert isinstance(result.vectors, Vectors)
+    assert len(result.vectors) == len(texts)
+    assert grown < result.vectors.matrix.nbytes + 4 * 1024**2
+    for number in (0, 63, 64, len(texts) // 2, len(texts) - 1):
+        assert alike(embedder.embed([texts[number]]).vectors[0], result.vectors[number])
+
+
 def test_a_chat_counts_as_many_tokens_as_its_usage_says(client: LlamaClient, kind: str) -> None:
     assert client.count_tokens("") == 0
     assert 0 < client.count_tokens("one two three") < client.count_tokens("one two three " * 3)
@@ -503,16 +571,36 @@ def kill_engine(client: LlamaClient) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def test_a_stream_whose_engine_is_killed_is_an_error_with_its_text(
-    own_client: LlamaClient,
+def test_a_stream_whose_engine_is_killed_is_an_error_where_nothing_may_be_sent_again(
+    kind: str, tiny_model_path: Path
 ) -> None:
-    stream = own_client.stream_chat(MESSAGES, params=params(max_tokens=LONG_CONTEXT))
-    heard = [next(stream).delta_text or "" for _ in range(3)]
-    kill_engine(own_client)
-    with pytest.raises(ConnectionLostError) as caught:
-        heard.extend(event.delta_text or "" for event in stream)
-    assert str(caught.value.partial_text).startswith("".join(heard[:3]))
-    assert own_client.chat(MESSAGES, params=params()).text, "by the restarted engine"
+    with LlamaClient(
+        str(tiny_model_path), ctx_size=LONG_CONTEXT, threads=1, max_retries=0, **options_of(kind)
+    ) as client:
+        stream = client.stream_chat(MESSAGES, params=params(max_tokens=LONG_CONTEXT))
+        heard = [next(stream).delta_text or "" for _ in range(3)]
+        kill_engine(client)
+        with pytest.raises(ConnectionLostError) as caught:
+            heard.extend(event.delta_text or "" for event in stream)
+        assert str(caught.value.partial_text).startswith("".join(heard[:3]))
+
+
+def test_a_stream_whose_engine_is_killed_goes_on_where_it_was(own_client: LlamaClient) -> None:
+    asked = params(max_tokens=60, temperature=0.8)
+    whole = own_client.chat(MESSAGES, params=asked)
+    heard: list[str] = []
+    last: Any = None
+    for event in own_client.stream_chat(MESSAGES, params=asked):
+        heard.append(event.delta_text or "")
+        last = event.response
+        if len(heard) in {5, 20}:
+            kill_engine(own_client)
+    assert "".join(heard) == last.text == whole.text
+    assert (last.usage, last.finish_reason) == (whole.usage, whole.finish_reason)
+    assert last.raw["recovery"]["count"] >= 1
+    assert last.raw["recovery"]["exact"]
+    assert whole.raw is not None
+    assert "recovery" not in whole.raw
 
 
 def test_a_request_that_finds_the_engine_dead_is_sent_to_the_next_one(

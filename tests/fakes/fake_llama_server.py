@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -166,6 +167,12 @@ class Handler(BaseHTTPRequestHandler):
         )
 
 
+def is_taken(port: int) -> bool:
+    """Whether a server listens there."""
+    with socket.socket() as trial:
+        return trial.connect_ex(("127.0.0.1", port)) == 0
+
+
 def say(text: str) -> None:
     """One line on the log."""
     print(text, file=sys.stderr, flush=True)
@@ -226,6 +233,11 @@ def main() -> None:
         print("Available devices:\n" + "\n".join(FAKE.get("devices", ["  (none)"])))
     else:
         misbehave_at_start()
+        if "takes_anothers_port" in FAKE:  # says that it listens as soon as another does there
+            while not is_taken(int(argument("--port"))):
+                time.sleep(0.01)
+            say(f"srv          init: listening on http://127.0.0.1:{argument('--port')}")
+            signal.pause()
         server = ThreadingHTTPServer(
             (argument("--host", "127.0.0.1"), int(argument("--port", "0"))), Handler
         )

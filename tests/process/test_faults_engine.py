@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -117,6 +118,59 @@ def test_an_impostor_gets_no_prompt(fake_manager: FakeFactory, tmp_path: Path, s
         manager.start()
     saw(caught.value.message)
     assert not posts.exists()
+
+
+IMPOSTOR = """
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        length = int(self.headers.get("Content-Length", 0))
+        print(self.requestline, self.headers, self.rfile.read(length), flush=True)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"status": "ok", "data": [{"id": "m"}]}')
+    do_POST = do_GET
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+@pytest.mark.faults("an impostor on the fixed port", "failed", "names the holder; gets no key")
+def test_an_impostor_on_a_fixed_port_gets_neither_prompt_nor_key(
+    fake_manager: FakeFactory, saw: Saw
+) -> None:
+    """It took the port after the look whether it was free, and says yes to everything."""
+    with socket.create_server(("127.0.0.1", 0)) as trial:
+        port = trial.getsockname()[1]
+    manager = fake_manager(takes_anothers_port=True, options={"port": port})
+    caught: list[LLMError] = []
+
+    def start() -> None:
+        try:
+            manager.start()
+        except LLMError as exc:
+            caught.append(exc)
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    wait_until("the engine is being started", lambda: manager.state is State.LOADING)
+    with subprocess.Popen(
+        [sys.executable, "-c", IMPOSTOR, str(port)], stdout=subprocess.PIPE, text=True
+    ) as impostor:
+        starting.join(20)
+        impostor.kill()
+        assert impostor.stdout
+        heard = impostor.stdout.read()
+    assert manager.state is State.FAILED
+    error = caught[0]
+    assert isinstance(error, EngineStartError)
+    saw(error.message)
+    assert error.diagnosis == "stranger"
+    assert f"process {impostor.pid}" in error.message
+    assert manager.api_key
+    assert manager.api_key not in heard
+    assert "Authorization" not in heard
+    assert "POST" not in heard
 
 
 @pytest.mark.faults("SIGILL while serving", "failed", "illegal instruction, never retried")

@@ -6,7 +6,7 @@ warns of unused ones) when what must be refused is accepted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict, assert_type
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 import runtime
 from runtime import (
+    AsyncLlamaClient,
     BackendCapabilities,
     BackendStatus,
     EmbeddingResult,
@@ -27,6 +28,7 @@ from runtime import (
     LLMStreamEvent,
     ServerConfig,
     ServerManager,
+    TruncatedEmbeddingResult,
     Usage,
 )
 
@@ -62,6 +64,8 @@ def uses_the_client(client: LlamaClient) -> None:
     for delta in deltas:
         assert_type(delta.text_delta, str | None)
     assert_type(client.embed(["a"]), EmbeddingResult)
+    assert_type(client.embed(["a"], truncate=True), TruncatedEmbeddingResult)
+    assert_type(client.embed(["a"], truncate=True).truncated[0].tokens, int | None)
     assert_type(client.embed(["a"]).vectors, Sequence[Sequence[float]])
     assert_type(client.capabilities(), BackendCapabilities)
     assert_type(client.healthcheck(), BackendStatus)
@@ -69,6 +73,26 @@ def uses_the_client(client: LlamaClient) -> None:
     assert_type(client.server, ServerManager | None)
     assert_type(client.server_snapshot(), Mapping[str, object] | None)
     assert_type(client.describe(), Mapping[str, object])
+
+
+async def uses_the_async_client(client: AsyncLlamaClient) -> None:
+    assert_type(await client.chat("hi"), LLMResponse)
+    async with client as entered, entered.stream_chat("hi") as events:
+        async for event in events:
+            assert_type(event, LLMStreamEvent)
+    deltas: AsyncIterator[LLMDelta] = client.stream(LLMRequest(messages=()))
+    async for delta in deltas:
+        assert_type(delta.text_delta, str | None)
+    assert_type(await client.start(), AsyncLlamaClient)
+    assert_type((await client.embed(["a"])).vectors, Sequence[Sequence[float]])
+    assert_type(await client.capabilities(), BackendCapabilities)
+    assert_type(await client.healthcheck(), BackendStatus)
+    assert_type(await client.count_tokens("x"), int)
+    assert_type(await client.default_model(), str)
+    assert_type(client.server, ServerManager | None)
+    assert_type(await client.describe(), Mapping[str, object])
+    assert_type(await client.parse("hi", Answer), Answer)
+    assert_type(await client.parse("hi", int | str, temperature=0.5), int | str)
 
 
 def parses_what_it_is_given(client: LlamaClient) -> None:
@@ -94,3 +118,11 @@ def refuses_what_is_wrong(client: LlamaClient) -> None:
     LLMMessage(role="robot", content="hi")  # type: ignore[arg-type]
     client.chat(3)  # type: ignore[arg-type]
     client.chat("hi").text = ""  # type: ignore[misc]
+
+
+async def refuses_what_is_wrong_likewise(client: AsyncLlamaClient) -> None:
+    AsyncLlamaClient(ctx_sise=512)  # type: ignore[call-arg]
+    AsyncLlamaClient(on_truncation="ignore")  # type: ignore[arg-type]
+    _ = client.chat("hi").text  # type: ignore[attr-defined]
+    for _ in client.stream_chat("hi"):  # type: ignore[attr-defined]
+        pass

@@ -56,6 +56,59 @@ def test_what_a_schema_leaves_open_is_bounded(
     schema.judge(beyond, schema.check(document))
 
 
+TREE: dict[str, Any] = {
+    "type": "object",
+    "properties": {"next": {"$ref": "#"}},
+    "additionalProperties": False,
+}
+LISTS: dict[str, Any] = {
+    "$ref": "#/$defs/list",
+    "$defs": {
+        "list": {"type": "array", "items": {"$ref": "#/$defs/item"}},
+        "item": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/list"}]},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("document", "within", "beyond"),
+    [
+        (TREE, '{"next": {"next": {"next": {}}}}', '{"next": {"next": {"next": {"next": {}}}}}'),
+        (LISTS, "[null, []]", "[[null]]"),
+        ({}, '{"a": {"b": {"c": 1}}}', '{"a": {"b": {"c": {}}}}'),
+        ({}, "[[[1]]]", "[[[[]]]]"),
+        ({"type": "array"}, "[[[[1]]]]", "[[[[[]]]]]"),
+        ({"type": "object"}, '{"a": [[[1]]]}', '{"a": [[[[[]]]]]}'),
+        ({"type": "object", "required": ["a"]}, '{"a": "aaaaa"}', '{"a": "aaaaaa"}'),
+        ({"description": "what you like"}, '"aaaaa"', '"aaaaaa"'),
+        ({"items": {}}, "[1, 2]", "[1, 2, 3]"),
+    ],
+)
+def test_nesting_is_bounded(document: dict[str, Any], within: str, beyond: str) -> None:
+    bounds = Bounds(text_chars=5, items=2, depth=3)
+    assert admits(document, within, bounds)
+    assert not admits(document, beyond, bounds)
+    assert admits(document, beyond, None)
+
+
+def test_a_reference_that_must_be_followed_for_ever_is_no_bound_s_fault() -> None:
+    endless = {**TREE, "required": ["next"]}
+    found = schema.enforcement(schema.check(endless), LLGUIDANCE, SMALL)
+    assert found.fields
+
+
+def test_objects_can_be_kept_to_the_members_that_are_named() -> None:
+    document = {
+        "type": "object",
+        "properties": {"a": {"type": "null"}, "b": {"type": "object"}},
+    }
+    named = Bounds(named_only=True, members=1)
+    assert admits(document, '{"a": null, "b": {"c": 1}}', named)
+    assert not admits(document, '{"a": null, "c": 1}', named)
+    assert not admits(document, '{"a": null, "b": {"c": 1, "c": 1}}', named)
+    assert admits(document, '{"a": null, "c": 1, "c": 1}')
+
+
 @pytest.mark.parametrize(
     ("document", "text"),
     [

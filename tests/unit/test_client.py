@@ -441,6 +441,16 @@ def test_json_cut_by_the_budget_can_be_closed(server: FakeServer) -> None:
         assert caught.value.partial_text == '{"n": '
 
 
+def test_a_closing_that_fills_the_context_is_refused(server: FakeServer) -> None:
+    long = {"type": "string", "minLength": 100_000}
+    with LlamaClient(base_url=server.url, on_truncation="close") as client:
+        server.will(says('"a', reason="length"))
+        with pytest.raises(UnclosableAnswerError, match="adds 100000 characters") as caught:
+            client.generate(ask(response_schema=long))
+    assert caught.value.partial_text == '"a'
+    assert "ctx_size" in str(caught.value.hint)
+
+
 def test_a_stream_that_is_closed_delivers_the_closing_too(server: FakeServer) -> None:
     with LlamaClient(base_url=server.url, on_truncation="close") as client:
         server.will(says('{"n":', " 3", reason="length"))
@@ -568,7 +578,7 @@ def test_a_tool_call_cut_by_the_budget_is_named_so(tool_server: FakeServer) -> N
     tool_server.will(streams(event(piece({"tool_calls": [cut]})), *events_of([], reason="length")))
     with (
         LlamaClient(base_url=tool_server.url) as client,
-        pytest.raises(CutOffError, match="tool call was cut off") as caught,
+        pytest.raises(CutOffError, match="call to 'add' was cut off") as caught,
     ):
         client.generate(ask(tools=[TOOL]))
     assert caught.value.partial_text == '{"x'
@@ -665,10 +675,10 @@ def test_embeddings_keep_their_order_over_batches_and_have_unit_length(llama_cpp
     assert result.model_id == MODEL
 
 
-def test_a_batch_is_bounded_by_its_characters_too(client: LlamaClient, server: FakeServer) -> None:
-    client.embed(["x" * 40_000, "y" * 40_000, "z"])
+def test_a_batch_is_bounded_by_its_length_too(client: LlamaClient, server: FakeServer) -> None:
+    client.embed(["x" * 40_000, "y" * 6_000, "z" * 6_000, "y" * 6_000])
     asked = [each.body["input"] for each in server.requests if "embeddings" in each.path]
-    assert [len(batch) for batch in asked] == [1, 2]
+    assert [len(batch) for batch in asked] == [1, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import pickle
 from array import array
 from typing import Any
 
@@ -12,10 +13,16 @@ import pytest
 
 from runtime.contracts import EmbeddingResult, Usage
 from runtime.engines.base import Endpoint, EngineCapabilities
-from runtime.errors import ContextOverflowError, LLMBadResponseError, LLMCapabilityError
+from runtime.errors import (
+    ContextOverflowError,
+    LLMBadResponseError,
+    LLMCapabilityError,
+    TextTooLongError,
+)
 from runtime.inference.clock import Limits
 from runtime.inference.effects import HttpHead, Locate, Open, Read
-from runtime.inference.embeddings import embed
+from runtime.inference.embeddings import TruncatedEmbeddingResult, TruncatedText, embed
+from runtime.inference.vectors import Vectors
 
 PAIR = [[3.0, 4.0], [0.0, -2.0]]
 
@@ -34,7 +41,7 @@ def embedded(
     )
     body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
     flow = embed(["a", "b"], Limits(), model=None)
-    parts = [body, b""]
+    parts: list[bytes] = []
     result: Any = None
     while True:
         try:
@@ -45,6 +52,7 @@ def embedded(
         if isinstance(effect, Locate):
             result = endpoint
         elif isinstance(effect, Open):
+            parts = [body, b""]
             result = HttpHead(status=status, headers={"content-type": "application/json"})
         else:
             assert isinstance(effect, Read)
@@ -86,8 +94,8 @@ def test_llama_cpp_python_is_asked_for_one_text_at_a_time() -> None:
 
 
 def test_vectors_of_unit_length_are_left_as_they_came() -> None:
-    first, second = [0.6, 0.8], [math.sqrt(0.5), math.sqrt(0.5) + 1e-9]
-    assert embedded(data(first, second)).vectors == (tuple(first), tuple(second))
+    first, second = array("f", [0.6, 0.8]), array("f", [math.sqrt(0.5), math.sqrt(0.5) + 1e-5])
+    assert embedded(data(list(first), list(second))).vectors == (tuple(first), tuple(second))
 
 
 def test_tokens_are_counted_where_the_server_tells() -> None:
@@ -141,3 +149,168 @@ def test_a_text_longer_than_the_batch_is_refused_with_both_numbers() -> None:
     with pytest.raises(ContextOverflowError) as caught:
         embedded({"error": {"code": 500, "message": message}}, status=500)
     assert (caught.value.prompt_tokens, caught.value.context_tokens) == (6001, 512)
+
+
+# --- lengths ----------------------------------------------------------------------------------
+
+
+class Engine:
+    """An engine whose tokens are letters, between a token 1 and a token 2."""
+
+    def __init__(
+        self, kind: str = "xllamacpp", *, told: int | None = 8, limit: int = 8, context: int = 64
+    ) -> None:
+        self.limit = limit
+        self.embedded: list[list[str]] = []
+        self.endpoint = Endpoint(
+            base_url="http://127.0.0.1:1",
+            api_key=None,
+            kind=kind,
+            model="m",
+            capabilities=EngineCapabilities(),
+            context_tokens=context,
+            batch_tokens=told,
+        )
+
+    def embed(self, texts: list[str], **options: Any) -> EmbeddingResult:
+        flow = embed(texts, Limits(), model=None, **options)
+        result: Any = None
+        parts: list[bytes] = []
+        while True:
+            try:
+                effect = flow.send(result)
+            except StopIteration as stop:
+                made: EmbeddingResult = stop.value
+                return made
+            if isinstance(effect, Locate):
+                result = self.endpoint
+            elif isinstance(effect, Open):
+                assert effect.request.body is not None
+                body = json.loads(effect.request.body)
+                status, answer = self.answer(effect.request.path, body)
+                parts = [json.dumps(answer).encode(), b""]
+                result = HttpHead(status=status, headers={"content-type": "application/json"})
+            else:
+                assert isinstance(effect, Read)
+                result = parts.pop(0)
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, object]:
+        if path == "/v1/embeddings":
+            return self.vectors(body["input"])
+        if path == "/extras/tokenize/count":
+            assert self.endpoint.kind == "llama-cpp-python"
+            return 200, {"count": len(body["input"]) + 2}
+        assert path == "/tokenize"
+        assert self.endpoint.kind == "xllamacpp"
+        content = body["content"] if isinstance(body["content"], list) else [body["content"]]
+        tokens: list[int] = []
+        for number, piece in enumerate(content):
+            made = [ord(letter) for letter in piece] if isinstance(piece, str) else [piece]
+            around = body["add_special"] and number == 0
+            tokens += [1, *made, 2] if around else made
+        return 200, {"tokens": tokens}
+
+    def vectors(self, inputs: list[Any]) -> tuple[int, object]:
+        texts = [
+            text if isinstance(text, str) else "".join(map(chr, text[1:-1])) for text in inputs
+        ]
+        for given, text in zip(inputs, texts, strict=True):
+            if isinstance(given, list):
+                assert (given[0], given[-1]) == (1, 2)
+            if len(text) + 2 > self.limit and self.endpoint.kind != "llama-cpp-python":
+                said = (
+                    f"input ({len(text) + 2} tokens) is too large to process. increase the "
+                    f"physical batch size (current batch size: {self.limit})"
+                )
+                return 500, {"error": {"code": 500, "message": said}}
+        self.embedded.append(texts)
+        return 200, data(*([float(len(text)), 1.0] for text in texts))
+
+
+@pytest.mark.parametrize("kind", ["xllamacpp", "llama-cpp-python"])
+def test_texts_that_are_too_long_are_named_before_anything_is_computed(kind: str) -> None:
+    engine = Engine(kind)
+    with pytest.raises(TextTooLongError) as caught:
+        engine.embed(["a", "b" * 6, "c" * 7, "d", "e" * 90])
+    assert caught.value.too_long == {2: 9, 4: 92}
+    assert (caught.value.index, caught.value.limit) == (2, 8)
+    assert (caught.value.prompt_tokens, caught.value.context_tokens) == (9, 8)
+    assert "texts[2] has 9 tokens, but a text to embed may have 8 (and so are 4)" in str(
+        caught.value
+    )
+    assert engine.embedded == []
+
+
+def test_the_context_bounds_a_text_as_well() -> None:
+    with pytest.raises(TextTooLongError) as caught:
+        Engine(told=512, context=16).embed(["x" * 15])
+    assert caught.value.limit == 16
+
+
+def test_a_text_just_as_long_as_may_be_is_embedded_whole() -> None:
+    engine = Engine()
+    assert len(engine.embed(["b" * 6]).vectors) == 1
+    assert engine.embedded == [["bbbbbb"]]
+
+
+def test_what_is_truncated_is_embedded_as_far_as_it_fits_and_told() -> None:
+    engine = Engine()
+    made = engine.embed(["a", "abcdefghij", "b" * 6], truncate=True)
+    assert engine.embedded == [["a", "abcdef", "bbbbbb"]]
+    assert isinstance(made, TruncatedEmbeddingResult)
+    assert made.truncated == (TruncatedText(index=1, tokens=12, kept=8),)
+
+
+def test_llama_cpp_python_truncates_by_itself_and_that_is_told() -> None:
+    engine = Engine("llama-cpp-python")
+    made = engine.embed(["a", "abcdefghij"], truncate=True)
+    assert isinstance(made, TruncatedEmbeddingResult)
+    assert made.truncated == (TruncatedText(index=1, tokens=12, kept=8),)
+
+
+def test_a_result_is_the_contracts_own_unless_truncation_was_asked_for() -> None:
+    assert type(Engine().embed(["a"])) is EmbeddingResult
+    made = Engine().embed(["a"], truncate=True)
+    assert isinstance(made, TruncatedEmbeddingResult)
+    assert made.truncated == ()
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_a_limit_that_nobody_told_is_learned_from_the_refusal(truncate: bool) -> None:
+    engine = Engine(told=None)
+    texts = ["a", "b" * 70, "c"]
+    if not truncate:
+        with pytest.raises(TextTooLongError) as caught:
+            engine.embed(texts)
+        assert caught.value.too_long == {1: 72}
+        return
+    made = engine.embed(texts, truncate=True)
+    assert isinstance(made, TruncatedEmbeddingResult)
+    assert made.truncated == (TruncatedText(index=1, tokens=72, kept=8),)
+    assert engine.embedded == [["a", "b" * 6, "c"]]
+
+
+def test_where_nothing_can_be_counted_the_text_is_found_by_trying() -> None:
+    engine = Engine("openai", told=None)
+    with pytest.raises(TextTooLongError) as caught:
+        engine.embed(["a", "b", "c" * 70])
+    assert caught.value.too_long == {2: 72}
+    with pytest.raises(LLMCapabilityError, match=r"texts\[1\] is too long"):
+        engine.embed(["a", "c" * 70], truncate=True)
+
+
+def test_vectors_are_kept_in_four_bytes_a_number() -> None:
+    vectors = embedded(data(*PAIR)).vectors
+    assert isinstance(vectors, Vectors)
+    assert vectors.matrix.nbytes == 16
+    assert vectors.matrix.shape == (2, 2)
+    rows: Any = vectors.matrix.tolist()
+    assert rows == [list(each) for each in vectors]
+    assert (vectors[0], vectors[-1], vectors[:1]) == (*vectors, [vectors[0]])
+    assert vectors == list(vectors)
+    assert vectors != [vectors[0]]
+    assert vectors == pickle.loads(pickle.dumps(vectors))
+    with pytest.raises(IndexError):
+        vectors[2]
+    with pytest.raises(TypeError):
+        vectors.matrix[0, 0] = 1.0

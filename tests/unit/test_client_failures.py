@@ -312,7 +312,7 @@ def test_sending_again_is_bounded_over_retries_of_the_schema_too(server: FakeSer
 def test_a_stream_that_breaks_is_an_error_with_what_had_come(
     asked: Callable[[LlamaClient], str],
 ) -> None:
-    with FakeServer() as server, LlamaClient(base_url=server.url) as client:
+    with FakeServer() as server, LlamaClient(base_url=server.url, max_retries=0) as client:
         before = len(server.chats)
         server.will(cuts_after("I", "'m"))
         with pytest.raises(ConnectionLostError, match="broke") as caught:
@@ -328,7 +328,7 @@ def test_a_stream_without_its_closing_mark_is_not_complete(
     asked: Callable[[LlamaClient], str], kept: int
 ) -> None:
     """Its finish_reason is in event 4 and its usage in event 5."""
-    with FakeServer() as server, LlamaClient(base_url=server.url) as client:
+    with FakeServer() as server, LlamaClient(base_url=server.url, max_retries=0) as client:
         server.will(streams(*events_of(["I", "'m", " glad"])[:kept]))
         with pytest.raises(ConnectionLostError, match="ended before") as caught:
             asked(client)
@@ -539,7 +539,7 @@ def test_comments_between_events_are_not_part_of_the_answer(
 def test_what_is_no_answer_is_an_error_by_name(
     asked: Callable[[LlamaClient], str], behaviour: Behaviour
 ) -> None:
-    with FakeServer() as server, LlamaClient(base_url=server.url) as client:
+    with FakeServer() as server, LlamaClient(base_url=server.url, max_retries=0) as client:
         server.will(behaviour)
         with pytest.raises((LLMBadResponseError, ConnectionLostError)):
             asked(client)
@@ -548,7 +548,10 @@ def test_what_is_no_answer_is_an_error_by_name(
 def test_a_stream_refused_in_silence_is_asked_for_as_a_whole_to_learn_why() -> None:
     """As llama-cpp-python does: 200, no event, and an orderly end."""
     refusal = refuses(*OVERFLOWS[1][:2])
-    with FakeServer(llama_cpp=False) as server, LlamaClient(base_url=server.url) as client:
+    with (
+        FakeServer(llama_cpp=False) as server,
+        LlamaClient(base_url=server.url, max_retries=0) as client,
+    ):
         server.will(streams(), refusal)
         with pytest.raises(ContextOverflowError):
             streamed(client)
@@ -571,7 +574,10 @@ def test_a_whole_answer_that_is_cut_is_a_lost_connection() -> None:
         peer.head(200, "application/json", "Content-Length: 1000")
         peer.send(b'{"choices": [')
 
-    with FakeServer(llama_cpp=False) as server, LlamaClient(base_url=server.url) as client:
+    with (
+        FakeServer(llama_cpp=False) as server,
+        LlamaClient(base_url=server.url, max_retries=0) as client,
+    ):
         server.will(cut)
         with pytest.raises(ConnectionLostError, match="987 bytes are missing"):
             client.chat("hi")

@@ -134,10 +134,78 @@ def test_keywords_are_satisfied(document: dict[str, Any], begun: str, whole: str
     assert made.dropped == 0
 
 
+def some(rule: dict[str, Any], value: Any = False) -> dict[str, Any]:
+    """An object must have a member whose name keeps to ``rule``: by a double negation."""
+    if value is False:
+        return {"not": {"propertyNames": {"not": rule}}}
+    return {"not": {"patternProperties": {rule["pattern"]: {"not": value}}}}
+
+
+OBJECT: dict[str, Any] = {"type": "object"}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"type": "number", "allOf": [{"multipleOf": 33}, {"multipleOf": 26}, {"minimum": 1}]},
+        {
+            "oneOf": [{"multipleOf": 3}, {"multipleOf": 5}, {"multipleOf": 15}],
+            "allOf": [{"oneOf": [{"not": {"multipleOf": 3}}, {"multipleOf": 8}]}],
+            "type": "integer",
+            "minimum": 1,
+        },
+        {**OBJECT, **some({"const": "zero"})},
+        {**OBJECT, **some({"pattern": "a1"}, {"type": "string", "pattern": "^B$"})},
+        {
+            **OBJECT,
+            "allOf": [some({"pattern": letter}) for letter in "abcd"],
+            "propertyNames": {"pattern": "^..$"},
+            "maxProperties": 2,
+            "patternProperties": {"ab|ba": False},
+        },
+        {**OBJECT, "properties": {"a": {"const": 1}}, "not": {"additionalProperties": False}},
+        {**OBJECT, "not": {"maxProperties": 2}},
+        {**OBJECT, "required": ["a"], "not": {"properties": {"a": {"type": ["null", "boolean"]}}}},
+        {**OBJECT, "not": {"anyOf": [{"minProperties": 3}, {"not": {"required": ["x", "y"]}}]}},
+        {
+            **OBJECT,
+            "dependentSchemas": {"a": {"required": ["b", "c"]}, "c": {"required": ["d"]}},
+            "dependentRequired": {"b": ["e"]},
+            "required": ["a"],
+        },
+        {"type": "array", "not": {"items": {"type": "null"}}},
+        {"type": "array", "minItems": 2, "not": {"contains": {"type": ["null", "boolean"]}}},
+        {"type": "array", "not": {"prefixItems": [True, {"type": "null"}]}},
+        {"type": "array", "allOf": [{"contains": {"const": 1}}, {"contains": {"const": 2}}]},
+        {"not": {"type": ["null", "boolean", "number", "string"]}},
+        {"not": {"enum": [None, False, True, 0]}},
+        {"type": "number", "not": {"type": "integer"}},
+        {"type": "integer", "not": {"maximum": 1000}},
+        {"type": "string", "not": {"maxLength": 9}},
+        {"if": {"type": "null"}, "then": False, "else": {"not": {"type": "boolean"}}},
+        {"not": {"if": {"type": "null"}, "else": {"type": "boolean"}}},
+        {"not": {"$ref": "#/$defs/short"}, "$defs": {"short": {"type": ["null", "boolean"]}}},
+        {"type": "string", "allOf": [{"pattern": "A"}, {"pattern": "7"}, {"pattern": "^..$"}]},
+        {"type": "string", "pattern": "^([a-z][0-9])+$", "minLength": 2001},
+    ],
+)  # fmt: skip
+def test_what_is_forbidden_or_implied_is_heeded(document: dict[str, Any]) -> None:
+    made = closed("", document)
+    assert made is not None
+    schema.judge(made.text, schema.check(document))
+
+
+def test_what_is_added_is_bounded_by_the_context() -> None:
+    assert closing.most_added(512) == 2048
+    assert closing.most_added(None) == 32_768
+
+
 @pytest.mark.parametrize(
     "document",
     [
         {"type": "string", "not": {"type": "string"}},
+        {"type": "object", "not": {"type": "object"}},
+        {"oneOf": [{"type": "null"}, {"const": None}], "type": "null"},
         {"type": "object", "required": ["a"], "properties": {"a": False}},
         {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"type": "null"}, {"type": "array"}]}}},
         {

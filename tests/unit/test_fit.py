@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from runtime.errors import ConfigError, ModelTooLargeError
 from runtime.hardware import Memory
+from runtime.settings import ServerConfig
 from runtime.store.fit import (
     ALL_LAYERS,
     PlanRequest,
@@ -25,6 +26,7 @@ from runtime.store.fit import (
     plan_memory,
 )
 from runtime.store.gguf import WeightSizes
+from runtime.store.sizing import _largest_batch
 from tests.unit.some_model import MIB, model
 
 if TYPE_CHECKING:
@@ -396,3 +398,23 @@ def test_where_nothing_is_left_there_are_no_optional_caches() -> None:
 def test_the_margin_is_a_tenth_and_never_small() -> None:
     assert margin_bytes(ram(2 * GIB)) == 512 * MIB
     assert margin_bytes(ram(4 * GIB, total=64 * GIB)) == 64 * GIB // 10
+
+
+@pytest.mark.parametrize("embedder", [False, True])
+@pytest.mark.parametrize("parallel", [1, 3, 5, 256, "auto"])
+@pytest.mark.parametrize("batch_size", [None, 1000])
+def test_the_batch_is_a_multiple_of_the_slots_where_texts_are_embedded(
+    embedder: bool, parallel: Any, batch_size: int | None
+) -> None:
+    """llama.cpp aborts otherwise. What only embeds has room for a whole context in one batch."""
+    facts = replace(model(), is_embedding_model=embedder)
+    config = ServerConfig(parallel=parallel, ctx_size=768, batch_size=batch_size)
+    batch = _largest_batch(config, facts)
+    assert batch % (4 if parallel == "auto" else parallel) == 0
+    least = 768 if embedder and not batch_size else batch_size or 512
+    slots = parallel if isinstance(parallel, int) else 4
+    assert least - slots < batch < least + slots
+    if embedder or batch_size:
+        assert batch >= least
+    alone = config.model_copy(update={"embeddings": False})
+    assert _largest_batch(alone, facts) == batch_size or 512

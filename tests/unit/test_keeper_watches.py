@@ -22,7 +22,7 @@ from runtime.server.keeper.watches import KqueueWatch, PollWatch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from runtime.server.keeper.watches import Watch
+    Watch = PollWatch | KqueueWatch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfd_open")
 

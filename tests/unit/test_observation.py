@@ -140,7 +140,7 @@ def test_counters_add_up(client: LlamaClient, server: FakeServer) -> None:
         "requests": 0, "under_way": 0, "answered": 0, "cancelled": 0, "failed": 0, "failures": {},
         "prompt_tokens": 0, "completion_tokens": 0, "retries": 0, "recoveries": 0,
     }  # fmt: skip
-    server.will(says("a"), refuses(500), refuses(500), cuts_after("x"))
+    server.will(says("a"), refuses(500), refuses(500), *[cuts_after("x")] * 3)
     client.chat("hi")
     for _ in range(2):
         with pytest.raises(ServerStatusError):
@@ -151,7 +151,7 @@ def test_counters_add_up(client: LlamaClient, server: FakeServer) -> None:
     assert counters(client) == {
         "requests": 5, "under_way": 0, "answered": 2, "cancelled": 0, "failed": 3,
         "failures": {"ServerStatusError": 2, "ConnectionLostError": 1},
-        "prompt_tokens": 33, "completion_tokens": 3, "retries": 0, "recoveries": 0,
+        "prompt_tokens": 33, "completion_tokens": 3, "retries": 2, "recoveries": 0,
     }  # fmt: skip
 
 

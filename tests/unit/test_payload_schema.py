@@ -9,7 +9,12 @@ import pytest
 
 from runtime.contracts import LLMMessage, LLMRequest, ToolCall, ToolSpec
 from runtime.engines.base import Endpoint, EngineCapabilities
-from runtime.errors import LLMBadResponseError, LLMInvalidRequestError, SchemaViolationError
+from runtime.errors import (
+    LLMBadResponseError,
+    LLMInvalidRequestError,
+    SchemaViolationError,
+    UnenforceableSchemaError,
+)
 from runtime.inference import payload, schema, strictness, tools
 from tests.fakes.openai_server import FakeServer
 
@@ -174,6 +179,63 @@ def test_strict_refuses_what_cannot_be_enforced_and_names_it(
     checked = schema.check(document)
     with pytest.raises(LLMInvalidRequestError, match=place):
         strictness.demand(checked, schema.enforcement(checked, LLGUIDANCE))
+
+
+def test_strict_names_every_complaint() -> None:
+    parts: dict[str, Any] = {
+        "a": {"type": "string", "format": "byte", "not": {"const": "x"}},
+        "b": {"type": "string", "format": "uri"},
+        "c": {"type": "string", "pattern": "(?=a)a"},
+        "d": {"type": "array", "items": {"not": {"type": "null"}}, "uniqueItems": True},
+        "e": {"oneOf": [{"type": "string"}, {"minLength": 3}]},
+        "f": {"type": "integer", "minimum": 3},
+    }
+    checked = schema.check({"type": "object", "properties": parts})
+    with pytest.raises(UnenforceableSchemaError) as caught:
+        strictness.demand(checked, schema.enforcement(checked, LLGUIDANCE))
+    assert caught.value.places == (
+        ("/properties/a/format", "format"),
+        ("/properties/a/not", "not"),
+        ("/properties/b/format", "format"),
+        ("/properties/c/pattern", "pattern"),
+        ("/properties/d/uniqueItems", "uniqueItems"),
+        ("/properties/d/items/not", "not"),
+        ("/properties/e/oneOf", "oneOf"),
+    )
+    for place, keyword in caught.value.places:
+        assert f"{keyword!r} at {place}" in caught.value.message
+    many = schema.check({"anyOf": [{"not": {"const": n}} for n in range(50)]})
+    with pytest.raises(UnenforceableSchemaError, match="and 30 more") as caught:
+        strictness.demand(many, schema.enforcement(many, LLGUIDANCE))
+    assert len(caught.value.places) == 50
+
+
+def test_formats_that_engines_may_not_know_are_left_to_validation() -> None:
+    """The llguidance in xllamacpp is older than the package: it ignores the whole grammar."""
+    document = {"type": "object", "properties": {"at": {"type": "string", "format": "uri"}}}
+    found = schema.enforcement(schema.check(document), LLGUIDANCE)
+    assert '"uri"' not in str(found.fields["grammar"])
+    assert "uri" in str(found.validated_only)
+    named = {"type": "object", "properties": {"format": {"const": "uri"}}}
+    exact = schema.enforcement(schema.check(named), LLGUIDANCE)
+    assert exact.validated_only is None
+
+
+def test_what_contains_implies_is_enforced() -> None:
+    document = {"type": "array", "contains": {"const": 1}, "minContains": 2}
+    assert '"minItems": 2' in str(schema.enforcement(schema.check(document), LLGUIDANCE).fields)
+
+
+def test_a_pattern_that_cannot_be_compiled_costs_no_other_constraint() -> None:
+    document = {
+        "type": "object",
+        "properties": {"a": {"type": "string", "pattern": "(?=a)a"}, "b": {"type": "integer"}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+    }
+    found = schema.enforcement(schema.check(document), LLGUIDANCE)
+    assert '"integer"' in str(found.fields["grammar"])
+    assert found.validated_only
 
 
 def test_strict_takes_what_is_enforced() -> None:

@@ -87,7 +87,7 @@ def test_without_llguidance_the_names_and_the_form_are_enforced() -> None:
     first, second, *_ = grammar.splitlines()
     assert first == "root ::= call"
     assert r'"{\"name\": \"add\", \"arguments\": "' in second
-    assert "text" not in grammar
+    assert "| text" not in grammar
     assert "call | text" in made("auto", grammar=True)["grammar"]
     assert "grammar" not in made("auto", grammar=False)
 

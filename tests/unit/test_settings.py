@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,31 @@ def test_the_environment_sets_and_code_wins(monkeypatch: pytest.MonkeyPatch) -> 
     assert ServerConfig().threads == 3
     assert ServerConfig().extra_args == ("n_batch=64",)
     assert ServerConfig(threads=5).threads == 5
+
+
+def test_lists_and_mappings_in_the_environment_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("llama_runtime_env", '{"A": "1"}')  # the case of the name is free
+    monkeypatch.setenv("LLAMA_RUNTIME_RESTART", '{"enabled": false}')
+    monkeypatch.setenv("LLAMA_RUNTIME_CHAT_TEMPLATE", "{{ messages }}")  # text, not JSON
+    monkeypatch.setenv("LLAMA_RUNTIME_API_KEY", "")
+    config = ServerConfig()
+    assert config.env == {"A": "1"}
+    assert not config.restart.enabled
+    assert config.chat_template == "{{ messages }}"
+    assert config.api_key == ""
+    monkeypatch.setenv("LLAMA_RUNTIME_LORA", "a.gguf")
+    with pytest.raises(ConfigError, match=r"LLAMA_RUNTIME_LORA = 'a\.gguf' is not JSON"):
+        ServerConfig()
+
+
+def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that will be added: what is not a plain value must be read as JSON."""
+    before = ServerConfig()
+    for name, value in before.model_dump(mode="json").items():
+        if value is not None:
+            text = value if isinstance(value, str) else json.dumps(value)
+            monkeypatch.setenv(f"LLAMA_RUNTIME_{name.upper()}", text)
+    assert ServerConfig() == before
 
 
 def test_a_misspelt_variable_is_not_ignored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,29 +4,18 @@ A process id can be mistaken for that of a later process. A pidfd cannot; where 
 keeper looks whether it is still the child of the process that started it.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import select
 import sys
-from typing import Any, Protocol
+
+TYPE_CHECKING = False  # importing typing would cost the keeper 1.6 MB
+if TYPE_CHECKING:
+    from typing import Any
 
 PARENT_CHECK_S = 0.2
-
-
-class Watch(Protocol):
-    """Waits for descriptors and for the owner's end."""
-
-    def add(self, fd: int, *, write: bool = False) -> None:
-        """Wait for ``fd`` to be readable, or writable, as well."""
-        ...
-
-    def remove(self, fd: int) -> None:
-        """Wait for ``fd`` no longer."""
-        ...
-
-    def wait(self, timeout_s: float | None = None) -> tuple[list[int], bool]:
-        """Descriptors that are ready, and whether the owner is gone."""
-        ...
 
 
 class PollWatch:
@@ -105,7 +94,7 @@ class KqueueWatch:
         return ready, self._gone
 
 
-def watch_owner(owner_pid: int, owner_fd: int) -> Watch:
+def watch_owner(owner_pid: int, owner_fd: int) -> PollWatch | KqueueWatch:
     """The watch of this platform."""
     if sys.platform == "darwin":
         return KqueueWatch(owner_pid, select)

@@ -1,0 +1,245 @@
+"""What the sync and the async client have in common: everything but waiting."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from runtime.client._options import embedding_config
+from runtime.client._settings import capabilities, client_settings, config_snapshot
+from runtime.client._sources import AttachedSource, EndpointSource, ManagedSource
+from runtime.contracts import BackendStatus, LLMChatParams, Provenance
+from runtime.inference import counting, embeddings, flow, messages, payload, structured
+from runtime.inference.bounds import Bounds
+from runtime.inference.clock import Limits
+from runtime.inference.names import public_name
+from runtime.inference.observation import Asked, Observer, asked_of
+from runtime.inference.policy import EnforcementLevel, OnTruncation, Policy
+from runtime.inference.reply import Backend
+from runtime.inference.switchboard import Switchboard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Unpack
+
+    from runtime.client._options import ServerOptions
+    from runtime.contracts import (
+        BackendCapabilities,
+        EmbeddingResult,
+        LLMMessage,
+        LLMRequest,
+        LLMResponse,
+    )
+    from runtime.inference.effects import Flow
+    from runtime.inference.payload import Wish
+    from runtime.server.manager import ServerManager
+    from runtime.settings import ServerConfig
+    from runtime.store import PullProgress
+
+_DEFAULTS = Limits()
+
+
+class ClientCore:
+    """Settings and requests of a client; nothing here waits for a server.
+
+    What a request is comes out of here as a flow; the clients differ in who performs it.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        config: ServerConfig | None = None,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        name: str = "llama-local",
+        embedding_model: str | None = None,
+        offline: bool | None = None,
+        request_timeout_s: float = _DEFAULTS.request_timeout_s,
+        first_token_timeout_s: float = _DEFAULTS.first_token_timeout_s,
+        stall_timeout_s: float = _DEFAULTS.stall_timeout_s,
+        max_retries: int = _DEFAULTS.max_retries,
+        on_truncation: OnTruncation = "error",
+        enforcement: EnforcementLevel = "best",
+        bounds: Bounds | None = None,
+        progress: Callable[[PullProgress], None] | None = None,
+        **server_options: Unpack[ServerOptions],
+    ) -> None:
+        """Check the settings.
+
+        Args:
+            model: A model reference. None: the configuration's, the environment's, or
+                ``smollm2-135m``; with ``base_url`` the first model the server lists.
+            config: The server's settings; ``server_options`` override single ones.
+            base_url: A running server's address, with or without ``/v1``.
+            api_key: The key to send, and for a managed server the one to demand.
+            name: How responses name this client.
+            embedding_model: A model of its own for :meth:`embed`. Its server is started when it is
+                first needed; with ``base_url`` it is a model of that server.
+            offline: Never use the network to get models; None: as the environment says.
+            request_timeout_s: Seconds for a whole request, retries included.
+            first_token_timeout_s: Seconds until an answer begins, waiting for a slot included.
+            stall_timeout_s: Seconds between two pieces of a streamed answer.
+            max_retries: How often a request is sent again by itself.
+            on_truncation: What becomes of structured answers that the token budget cut off:
+                ``"error"`` raises with the partial text, ``"close"`` returns the shortest valid
+                completion and says in ``raw["structured_output"]["closed"]`` what was added.
+                A key of that name in ``provider_options`` overrides it for one request.
+            enforcement: ``"strict"`` refuses a schema that cannot be enforced to the full while
+                decoding; ``"best"`` leaves the rest to validation. Overridden likewise.
+            bounds: How much a structured answer may hold where its schema sets no bound; None for
+                the defaults. Overridden likewise, also by a dict of single ones.
+            progress: Told about the download of models that are not on this machine yet.
+            server_options: Fields of :class:`runtime.ServerConfig`.
+
+        Raises:
+            ConfigError: A setting is unknown or cannot work.
+        """
+        limits = Limits(
+            request_timeout_s=request_timeout_s,
+            first_token_timeout_s=first_token_timeout_s,
+            stall_timeout_s=stall_timeout_s,
+            max_retries=max_retries,
+        )
+        settings = client_settings(
+            model=model,
+            config=config,
+            base_url=base_url,
+            api_key=api_key,
+            name=name,
+            embedding_model=embedding_model,
+            offline=offline,
+            policy=Policy(
+                on_truncation=on_truncation, enforcement=enforcement, bounds=bounds or Bounds()
+            ),
+            limits=limits,
+            server_options=server_options,
+        )
+        self._settings = settings
+        self._limits = limits
+        self._progress = progress
+        self._backend = Backend(name=name, config_hash=settings.hash())
+        self._observer = Observer()
+        self._board = Switchboard()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._managed: ManagedSource | None = None
+        self._embedder: ManagedSource | None = None
+        self._source: EndpointSource
+        if settings.server is not None:
+            self._source = self._managed = self._managed_source(settings.server)
+        else:
+            self._source = AttachedSource(
+                settings.base_url or "", api_key=api_key, model=model, limits=limits
+            )
+        self._begin()
+
+    def _begin(self) -> None:
+        """What is to happen once the settings are known to be right."""
+
+    @property
+    def server(self) -> ServerManager | None:
+        """The managed server; None for one that runs elsewhere."""
+        return self._managed.manager if self._managed else None
+
+    # --- what it says of itself ---------------------------------------------------------------
+
+    def _default_model(self) -> str:
+        return public_name(self._source.current)
+
+    def _capabilities(self) -> BackendCapabilities:
+        return capabilities(self._source.current)
+
+    def _config_snapshot(self) -> Mapping[str, object]:
+        return config_snapshot(self._settings, self._source)
+
+    def _described(self) -> Mapping[str, object]:
+        return {
+            "client_class": type(self).__name__,
+            "default_model": self._default_model(),
+            "backend": self._config_snapshot(),
+            "capabilities": asdict(self._capabilities()),
+            "server": self._source.snapshot(),
+            "counters": self._observer.counters(),
+        }
+
+    def _health(self) -> BackendStatus:
+        if self._closed:
+            return BackendStatus(
+                ok=False, message="The client is closed.", checked_at=Provenance.now_iso()
+            )
+        return self._source.health()
+
+    # --- requests -----------------------------------------------------------------------------
+
+    def _chat_wish(
+        self, messages: Sequence[LLMMessage] | str, model: str | None, params: LLMChatParams | None
+    ) -> Wish:
+        policy = self._settings.policy
+        return payload.from_chat(messages, model=model, params=params, policy=policy)
+
+    def _request_wish(self, request: LLMRequest) -> Wish:
+        return payload.from_request(request, policy=self._settings.policy)
+
+    def _conversation(self, wish: Wish, model: str | None, *, emit: bool) -> Flow[LLMResponse]:
+        """The flow of a wish for a model as its server names it; None for the server's own."""
+        wish = replace(wish, model=model, recommended=self._source.sampling)
+        own = self._default_model()
+        asked = asked_of(wish, model=own, backend=self._settings.name, stream=emit)
+        return self._observer.watch(
+            flow.converse(wish, self._limits, self._backend, emit=emit), asked
+        )
+
+    def _counting(self, text_or_messages: str | Sequence[LLMMessage]) -> Flow[int]:
+        if isinstance(text_or_messages, str):
+            return counting.count_text(text_or_messages, self._limits)
+        made = messages.openai_messages(text_or_messages)
+        return counting.count_chat(made, self._limits)
+
+    def _embedding(
+        self, source: EndpointSource, texts: list[str], model: str | None, *, truncate: bool
+    ) -> Flow[EmbeddingResult]:
+        asked = Asked(
+            operation="embeddings",
+            model=model or public_name(source.current),
+            backend=self._settings.name,
+        )
+        wanted = embeddings.embed(texts, self._limits, model=model, truncate=truncate)
+        return self._observer.watch(wanted, asked)
+
+    @staticmethod
+    def _shaped(
+        shape: structured.Shape,
+        temperature: float | None,
+        max_tokens: int | None,
+        provider_options: dict[str, object] | None,
+    ) -> LLMChatParams:
+        return LLMChatParams(
+            temperature=temperature,
+            max_tokens=max_tokens,
+            response_schema=shape.schema,
+            provider_options=dict(provider_options or {}),
+        )
+
+    def _own_embedder(self, model: str | None) -> ManagedSource | None:
+        """The server of the embedding model when that is asked for; None: it is the chat's."""
+        own, server = self._settings.embedding_model, self._settings.server
+        if own is None or server is None or model not in {None, own}:
+            return None
+        with self._lock:
+            if self._closed:
+                raise flow.client_closed()
+            if self._embedder is None:
+                self._embedder = self._managed_source(embedding_config(server, own))
+            return self._embedder
+
+    def _managed_source(self, config: ServerConfig) -> ManagedSource:
+        return ManagedSource(config, offline=self._settings.offline, progress=self._progress)
+
+    def _shut(self) -> list[EndpointSource]:
+        """Let nothing run any more; returns what is to be stopped."""
+        with self._lock:
+            self._closed = True
+        self._board.close()
+        return [source for source in (self._embedder, self._source) if source is not None]

@@ -1,0 +1,339 @@
+"""How an answer goes on after its server broke off: pure bookkeeping, no I/O.
+
+The engine's answers are the same to the last bit when prompt and seed are, sampling included. So an
+answer that broke is asked for again as it was, what the caller has is compared with what comes and
+left out, and what goes beyond it is handed on: no character twice, none missing. Where the two
+differ (another build, a GPU), plain text is continued from what the caller has, and marked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, Literal
+
+from runtime.contracts import LLMDelta, ToolCallDelta
+from runtime.inference.stream import Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from runtime.contracts import ToolCall, Usage
+    from runtime.errors import LLMError
+
+How = Literal["resent", "replayed", "continued"]
+
+FIRST_PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 1.0
+
+COMEBACK_S: Final = 15.0
+"""How long a server that was there a moment ago may refuse connections before that counts."""
+
+
+class DivergedError(Exception):
+    """What comes is not what the caller was given."""
+
+
+class BrokeOffError(Exception):
+    """A request that broke off, and may be asked again.
+
+    Attributes:
+        error: What it means for the caller if it is not.
+        reached: Whether the server can have begun to work on it.
+    """
+
+    def __init__(self, error: LLMError, *, reached: bool) -> None:
+        super().__init__(error)
+        self.error = error
+        self.reached = reached
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivered:
+    """What the caller of a stream has.
+
+    Attributes:
+        text: All of the text.
+        calls: Each tool call as far as it came, by its index.
+        usage: The token counts, if those were handed out, too.
+        tokens: Pieces in which it came; nearly always one for each token.
+    """
+
+    text: str = ""
+    calls: Mapping[int, ToolCall] = field(default_factory=dict)
+    usage: Usage | None = None
+    tokens: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.text or self.calls or self.usage)
+
+    @property
+    def size(self) -> int:
+        """Characters."""
+        return len(self.text) + sum(
+            len(call.name) + len(call.arguments_json) for call in self.calls.values()
+        )
+
+    @property
+    def partial(self) -> str:
+        """What an error shows of it: the text, else the arguments of the last call."""
+        calls = list(self.calls.values())
+        return self.text or (calls[-1].arguments_json if calls else "")
+
+    @classmethod
+    def of(cls, answer: Answer) -> Delivered:
+        """What was handed out of an answer, all of whose pieces were."""
+        return cls(
+            text=answer.handed_out,
+            calls=answer.calls,
+            usage=answer.usage,
+            tokens=answer.tokens,
+        )
+
+
+class _Track:
+    """A text that is to come again."""
+
+    __slots__ = ("_at", "_text")
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+
+    @property
+    def done(self) -> bool:
+        return self._at == len(self._text)
+
+    def beyond(self, piece: str) -> str:
+        """What of the next piece goes beyond the text."""
+        left = len(self._text) - self._at
+        if not self._text.startswith(piece[:left], self._at):
+            raise DivergedError
+        self._at += min(left, len(piece))
+        return piece[left:]
+
+
+class Replay:
+    """Lets through what goes beyond what was delivered.
+
+    The pieces may be cut elsewhere than they were. A piece that goes beyond, while other parts of
+    what was delivered have not come yet, is another answer: the order would not be the same.
+    """
+
+    def __init__(self, delivered: Delivered) -> None:
+        self._text = _Track(delivered.text)
+        self._calls = {
+            call.call_id: (_Track(call.name), _Track(call.arguments_json))
+            for call in delivered.calls.values()
+        }
+        self._heads: set[str | None] = set()
+        self._usage = delivered.usage
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether all that was delivered has come again."""
+        return (
+            self._text.done
+            and len(self._heads) == len(self._calls)
+            and all(name.done and arguments.done for name, arguments in self._calls.values())
+        )
+
+    @property
+    def over(self) -> bool:
+        """Whether every further piece is a new one."""
+        return self._usage is None and self.caught_up
+
+    def passing(self, delta: LLMDelta) -> LLMDelta | None:
+        """What of a piece is new; None when nothing is.
+
+        Raises:
+            DivergedError: It is not what was delivered.
+        """
+        if delta.text_delta is not None:
+            text = self._text.beyond(delta.text_delta)
+            return self._new(replace(delta, text_delta=text)) if text else None
+        if delta.tool_call_delta is not None:
+            return self._call(delta.tool_call_delta)
+        if delta.usage_delta == self._usage or not self.caught_up:
+            return None
+        return delta
+
+    def _call(self, piece: ToolCallDelta) -> LLMDelta | None:
+        if piece.call_id not in self._calls:
+            return self._new(LLMDelta(tool_call_delta=piece))
+        self._heads.add(piece.call_id)
+        names, arguments = self._calls[piece.call_id]
+        name = names.beyond(piece.name or "")
+        more = arguments.beyond(piece.arguments_json_delta or "")
+        if not (name or more):
+            return None
+        return self._new(
+            LLMDelta(
+                tool_call_delta=ToolCallDelta(
+                    call_id=piece.call_id, name=name or None, arguments_json_delta=more or None
+                )
+            )
+        )
+
+    def _new(self, delta: LLMDelta) -> LLMDelta:
+        if not self.caught_up:
+            raise DivergedError
+        return delta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interruption:
+    """Where an answer broke off, and how it went on.
+
+    Attributes:
+        character: Characters of it that had come.
+        token: Pieces in which they had come; nearly always one for each token.
+        why: What broke it off.
+        breaks: How often it broke off before something new came.
+        how: ``resent``: nothing had been handed out. ``replayed``: asked for again, and what had
+            been handed out came again. ``continued``: it did not, so the engine went on from there.
+        engine_ms: Milliseconds until there was a server to ask again.
+        pause_ms: Milliseconds from the break until something new came, ``engine_ms`` included.
+    """
+
+    character: int
+    token: int
+    why: str
+    breaks: int
+    how: How
+    engine_ms: int
+    pause_ms: int
+
+
+@dataclass(slots=True, kw_only=True)
+class _Open:
+    """An interruption that is not over yet. Instants are seconds on a steady clock."""
+
+    since: float
+    size: int
+    tokens: int
+    why: str
+    breaks: int = 0
+    engine_s: float = 0.0
+
+
+class Course:
+    """How one request fares, over all its attempts.
+
+    Attributes:
+        resends: How often it was sent again.
+        generation: The engine process that works, or worked last, on it; 0 where that is not known.
+        continuing: Whether the engine goes on from what was delivered, because it says now
+            something else than it did.
+        delivered: What the caller has.
+        whole: Whether to ask for the whole answer at once.
+    """
+
+    def __init__(self, *, max_retries: int, emit: bool) -> None:
+        self.resends = 0
+        self.generation = 0
+        self.continuing = False
+        self.delivered = Delivered()
+        self.whole = False
+        self._max_retries = max_retries
+        self._emit = emit
+        self._tries = 0
+        self._furthest = 0
+        self._partial = ""
+        self._there_s: float | None = None
+        self._open: _Open | None = None
+        self._interruptions: list[Interruption] = []
+
+    @property
+    def partial(self) -> str | None:
+        """What an error shows of the answer."""
+        return self.delivered.partial or self._partial or None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it has not got on yet since it broke off."""
+        return self._open is not None
+
+    def blank(self) -> Answer:
+        """What the next attempt fills."""
+        delivered = self.delivered
+        ids = {index: call.call_id for index, call in delivered.calls.items()}
+        if not self.continuing:
+            return Answer(call_ids=ids)
+        return Answer(prefix=delivered.text, prefix_tokens=delivered.tokens)
+
+    def replay(self) -> Replay | None:
+        """What the next attempt's pieces are compared with; None when there is nothing."""
+        return Replay(self.delivered) if self.delivered and not self.continuing else None
+
+    def begin_anew(self) -> None:
+        """Another seed is tried: what came is of no use."""
+        self._furthest = 0
+        self._partial = ""
+
+    def there(self, now: float) -> None:
+        """The server answers, or is known to come back."""
+        self._there_s = now
+
+    def waited(self, seconds: float) -> None:
+        """So long it took until there was a server."""
+        if self._open is not None:
+            self._open.engine_s += seconds
+
+    def broke_off(self, answer: Answer, exc: BrokeOffError, now: float) -> float | None:
+        """Take down that an attempt broke off.
+
+        Returns:
+            Seconds to wait before the next attempt; None when there is to be none.
+        """
+        came = Delivered.of(answer)
+        if answer.size > self._furthest:  # it gets on: what stopped it is not the request
+            self._furthest, self._tries = answer.size, 0
+            self._partial = came.partial or answer.text
+        if self._emit and came.size >= self.delivered.size:
+            self.delivered = replace(came, usage=came.usage or self.delivered.usage)
+        if exc.reached:
+            if self._open is None:
+                why = str(exc.error.args[0])
+                self._open = _Open(since=now, size=answer.size, tokens=answer.tokens, why=why)
+            self._open.breaks += 1
+        if not self._max_retries:
+            return None
+        patient = self._there_s is not None and now - self._there_s < COMEBACK_S
+        if exc.reached or not patient:
+            if self._tries >= self._max_retries:
+                return None
+            self._tries += 1
+        pause_s: float = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** max(0, self._tries - 1))
+        self.resends += 1
+        return pause_s
+
+    def goes_on(self, now: float) -> None:
+        """Something new came."""
+        opened, self._open = self._open, None
+        if opened is None:
+            return
+        how: How = "replayed" if self.delivered else "resent"
+        self._interruptions.append(
+            Interruption(
+                character=opened.size,
+                token=opened.tokens,
+                why=opened.why,
+                breaks=opened.breaks,
+                how="continued" if self.continuing else how,
+                engine_ms=round(opened.engine_s * 1000),
+                pause_ms=round((now - opened.since) * 1000),
+            )
+        )
+
+    def note(self) -> dict[str, object] | None:
+        """What the response says of it; None when nothing happened."""
+        if not self._interruptions:
+            return None
+        return {
+            "count": sum(each.breaks for each in self._interruptions),
+            "exact": not self.continuing,
+            "interruptions": [
+                {name: getattr(each, name) for name in Interruption.__slots__}
+                for each in self._interruptions
+            ],
+        }
