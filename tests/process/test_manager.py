@@ -351,7 +351,7 @@ def test_a_request_whose_tokens_stand_still_gets_the_engine_replaced(
 @pytest.mark.faults("tokens stand still and move again", "ready", "no restart")
 def test_a_suspect_that_moves_again_is_left_alone(fake_manager: FakeFactory) -> None:
     manager = fake_manager(
-        stuck_from_s=0.3, stuck_until_s=2.0, options={"wedge_timeout_s": 2.5}
+        stuck_from_s=0.3, stuck_until_s=3.6, options={"wedge_timeout_s": 4.0}
     ).start()
     first = manager.pid
     wait_until("it is suspected", lambda: manager.state is State.SUSPECT)
