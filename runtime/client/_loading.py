@@ -11,6 +11,7 @@ import psutil
 from runtime.client._speeds import Measured
 from runtime.client.sync import LlamaClient
 from runtime.inference.flow import client_closed
+from runtime.inference.observation import summed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,8 +21,16 @@ if TYPE_CHECKING:
     from runtime.store import PullProgress
 
 
+class RoutedClient(LlamaClient):
+    """The client of one of a router's models."""
+
+    def counters(self) -> dict[str, object]:
+        """What its requests so far came to."""
+        return self._observer.counters()
+
+
 class ClientLoader:
-    """Loads a router's models, each as a :class:`runtime.LlamaClient`. Any thread may use it.
+    """Loads a router's models, each as a client of its own. Any thread may use it.
 
     Args:
         models: The models by name.
@@ -43,6 +52,9 @@ class ClientLoader:
         self._options = options
         self._progress = progress
         self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._clients: set[RoutedClient] = set()
+        self._past: dict[str, object] = summed(())
 
     def close(self) -> None:
         """Let downloads under way end; what has arrived is kept for the next time."""
@@ -52,22 +64,32 @@ class ClientLoader:
         """Fetch the model; returns the memory it will take."""
         return self._models[name].prepare(self._told)
 
-    def load(self, name: str) -> LlamaClient:
+    def load(self, name: str) -> RoutedClient:
         """A client whose server is ready."""
         known = self._models[name]
         began_at = time.monotonic()
-        client = LlamaClient(config=known.config, progress=self._told, **self._options)
+        client = RoutedClient(config=known.config, progress=self._told, **self._options)
         if known.key is not None:
             took = Measured(loads=1.0, load_s=time.monotonic() - began_at)
             self._book.learn(known.key, known.weighed(took))
+        with self._lock:
+            self._clients.add(client)
         return client
 
-    def unload(self, name: str, loaded: LlamaClient) -> None:  # noqa: ARG002 - of the protocol
+    def unload(self, name: str, loaded: RoutedClient) -> None:  # noqa: ARG002 - of the protocol
         """End a client and its server."""
         loaded.close()
+        with self._lock:
+            self._clients.discard(loaded)
+            self._past = summed((self._past, loaded.counters()))
         self._book.save()
 
-    def measured_bytes(self, name: str, loaded: LlamaClient) -> int | None:
+    def counters(self) -> dict[str, object]:
+        """What the requests to all models came to, those that are unloaded included."""
+        with self._lock:
+            return summed((self._past, *(client.counters() for client in self._clients)))
+
+    def measured_bytes(self, name: str, loaded: RoutedClient) -> int | None:
         """The resident size of its engine, without file pages that the system may drop."""
         pid = loaded.server.pid if loaded.server else None
         if pid is None:

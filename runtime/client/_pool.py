@@ -2,97 +2,25 @@
 
 from __future__ import annotations
 
-import enum
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from runtime.client._residency import Resident, admit, next_due, overdue
+from runtime.client._seats import Lease, LoadError, Seat, State
 from runtime.errors import LLMError, ModelTooLargeError, RequestTimeoutError
 from runtime.inference.flow import client_closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from types import TracebackType
+
+    from runtime.client._seats import Loader
 
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
-
-
-class Loader(Protocol[R]):
-    """How models are loaded. Called without any lock, by threads of the pool."""
-
-    def prepare(self, name: str) -> int:
-        """Have everything on disk; returns the bytes that the model will take."""
-        ...
-
-    def load(self, name: str) -> R:
-        """Load it."""
-        ...
-
-    def unload(self, name: str, loaded: R) -> None:
-        """End it; its memory is free when this returns."""
-        ...
-
-    def measured_bytes(self, name: str, loaded: R) -> int | None:
-        """What it takes now, where that can be seen; called often."""
-        ...
-
-
-class _State(enum.Enum):
-    PREPARING = "preparing"  # holds no memory yet
-    LOADING = "loading"
-    READY = "ready"
-    UNLOADING = "unloading"
-
-
-class _Seat(Generic[R]):
-    """A model that is somewhere between being asked for and being gone."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.state = _State.PREPARING
-        self.users = 0  # those who wait for it included
-        self.wanted_until = 0.0
-        self.idle_since = 0.0
-        self.planned_bytes = 0
-        self.waits_for_room = False
-        self.loaded: R | None = None
-        self.error: BaseException | None = None
-
-
-class Lease(Generic[R]):
-    """The use of a loaded model, which stays loaded until the ``with`` block ends."""
-
-    def __init__(self, pool: ModelPool[R], seat: _Seat[R], loaded: R) -> None:
-        self.loaded = loaded
-        self._pool = pool
-        self._seat = seat
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._pool.give_back(self._seat)
-
-
-class LoadError(Exception):
-    """A model could not be loaded.
-
-    Attributes:
-        error: Why.
-    """
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(str(error))
-        self.error = error
 
 
 class ModelPool(Generic[R]):
@@ -115,7 +43,7 @@ class ModelPool(Generic[R]):
         self._budget = budget_bytes
         self._idle_timeout_s = idle_timeout_s
         self._changed = threading.Condition()
-        self._seats: dict[str, _Seat[R]] = {}
+        self._seats: dict[str, Seat[R]] = {}
         self._threads: set[threading.Thread] = set()
         self._warden: threading.Thread | None = None
         self._closed = False
@@ -128,7 +56,7 @@ class ModelPool(Generic[R]):
     def loaded(self) -> dict[str, R]:
         """What can answer now, the most recently used last."""
         with self._changed:
-            ready = [s for s in self._seats.values() if s.state is _State.READY]
+            ready = [s for s in self._seats.values() if s.state is State.READY]
             ready.sort(key=lambda seat: (seat.users > 0, seat.idle_since))
             return {seat.name: seat.loaded for seat in ready if seat.loaded is not None}
 
@@ -166,11 +94,11 @@ class ModelPool(Generic[R]):
                 seat = self._seats.get(name)
                 if seat is None:
                     seat = self._begin(name)
-                if seat.state is not _State.UNLOADING:
+                if seat.state is not State.UNLOADING:
                     return self._claim(seat, until, began_at, given_up)
                 self._wait(seat, until, began_at)
 
-    def give_back(self, seat: _Seat[R]) -> None:
+    def _give_back(self, seat: Seat[R]) -> None:
         """One user less."""
         with self._changed:
             seat.users -= 1
@@ -186,9 +114,9 @@ class ModelPool(Generic[R]):
         """Unload everything, also what is in use; waits for what is being loaded to end."""
         with self._changed:
             self._closed = True
-            going = [seat for seat in self._seats.values() if seat.state is _State.READY]
+            going = [seat for seat in self._seats.values() if seat.state is State.READY]
             for seat in going:
-                seat.state = _State.UNLOADING
+                seat.state = State.UNLOADING
             threads = [self._thread(self._unload, seat) for seat in going]
             threads += [thread for thread in self._threads if thread not in threads]
             self._changed.notify_all()
@@ -197,8 +125,8 @@ class ModelPool(Generic[R]):
 
     # --- with the lock held ---------------------------------------------------------------------
 
-    def _begin(self, name: str) -> _Seat[R]:
-        seat = self._seats[name] = _Seat(name)
+    def _begin(self, name: str) -> Seat[R]:
+        seat = self._seats[name] = Seat(name)
         self._thread(self._bring, seat)
         if self._idle_timeout_s is not None and self._warden is None:
             self._warden = self._thread(self._watch_idleness)
@@ -218,7 +146,7 @@ class ModelPool(Generic[R]):
         return thread
 
     def _claim(
-        self, seat: _Seat[R], until: float, began_at: float, given_up: Callable[[], bool]
+        self, seat: Seat[R], until: float, began_at: float, given_up: Callable[[], bool]
     ) -> Lease[R]:
         """Wait for a model that is on its way; being counted, it does not go again meanwhile."""
         seat.users += 1
@@ -227,26 +155,26 @@ class ModelPool(Generic[R]):
             while seat.loaded is None:
                 self._refuse_ended(seat, given_up)
                 self._wait(seat, until, began_at)
-            return Lease(self, seat, seat.loaded)
+            return Lease(seat.loaded, partial(self._give_back, seat))
         except BaseException:
             seat.users -= 1
             seat.idle_since = time.monotonic()
             self._changed.notify_all()
             raise
 
-    def _refuse_ended(self, seat: _Seat[R], given_up: Callable[[], bool]) -> None:
+    def _refuse_ended(self, seat: Seat[R], given_up: Callable[[], bool]) -> None:
         if seat.error is not None:
             raise LoadError(seat.error)
         if self._closed or given_up():
             raise client_closed()
 
-    def _wait(self, seat: _Seat[R], until: float, began_at: float) -> None:
+    def _wait(self, seat: Seat[R], until: float, began_at: float) -> None:
         left_s = until - time.monotonic()
         if left_s <= 0:
             raise self._late(seat, time.monotonic() - began_at)
         self._changed.wait(left_s)
 
-    def _late(self, seat: _Seat[R], after_s: float) -> RequestTimeoutError:
+    def _late(self, seat: Seat[R], after_s: float) -> RequestTimeoutError:
         if not seat.waits_for_room:
             return RequestTimeoutError(
                 f"{seat.name} was not loaded within {after_s:.1f} s (it is {seat.state.value}).",
@@ -264,26 +192,26 @@ class ModelPool(Generic[R]):
             hint="Raise memory_budget_bytes or request_timeout_s, or close streams that are open.",
         )
 
-    def _residents(self, but: _Seat[R] | None = None) -> list[Resident]:
+    def _residents(self, but: Seat[R] | None = None) -> list[Resident]:
         return [
             Resident(
                 name=seat.name,
                 held_bytes=self._held(seat),
                 idle_since=seat.idle_since
-                if seat.state is _State.READY and not seat.users
+                if seat.state is State.READY and not seat.users
                 else None,
             )
             for seat in self._seats.values()
-            if seat is not but and seat.state is not _State.PREPARING
+            if seat is not but and seat.state is not State.PREPARING
         ]
 
-    def _held(self, seat: _Seat[R]) -> int:
+    def _held(self, seat: Seat[R]) -> int:
         seen = None if seat.loaded is None else self._loader.measured_bytes(seat.name, seat.loaded)
         return max(seat.planned_bytes, seen or 0)
 
     # --- threads of the pool --------------------------------------------------------------------
 
-    def _bring(self, seat: _Seat[R]) -> None:
+    def _bring(self, seat: Seat[R]) -> None:
         """Load a model (a thread of its own)."""
         loaded: R | None = None
         try:
@@ -298,14 +226,14 @@ class ModelPool(Generic[R]):
                 del self._seats[seat.name]
                 seat.error = seat.error or client_closed()
             else:
-                seat.state, seat.loaded = _State.READY, loaded
+                seat.state, seat.loaded = State.READY, loaded
                 seat.idle_since = time.monotonic()
             self._changed.notify_all()
             unwanted = loaded if seat.error is not None else None
         if unwanted is not None:
             self._loader.unload(seat.name, unwanted)
 
-    def _make_room(self, seat: _Seat[R]) -> None:
+    def _make_room(self, seat: Seat[R]) -> None:
         """Wait until there is room, unload for it what may go, and take it."""
         began_at = time.monotonic()
         while True:
@@ -322,12 +250,12 @@ class ModelPool(Generic[R]):
                         hint="Raise memory_budget_bytes, or lower ctx_size or parallel.",
                     )
                 if admission.verdict == "load":
-                    seat.state, seat.waits_for_room = _State.LOADING, False
+                    seat.state, seat.waits_for_room = State.LOADING, False
                     return
                 seat.waits_for_room = True
                 going = [self._seats[name] for name in admission.unload]
                 for each in going:
-                    each.state = _State.UNLOADING
+                    each.state = State.UNLOADING
                 if not going:
                     left_s = seat.wanted_until - time.monotonic()
                     if left_s <= 0 or not seat.users:
@@ -337,7 +265,7 @@ class ModelPool(Generic[R]):
                 log.info("unloading %s to make room for %s", each.name, seat.name)
                 self._unload(each)
 
-    def _unload(self, seat: _Seat[R]) -> None:
+    def _unload(self, seat: Seat[R]) -> None:
         """End a model that is marked so, and let its room be taken."""
         loaded = seat.loaded
         try:
@@ -361,13 +289,13 @@ class ModelPool(Generic[R]):
                 due = overdue(residents, time.monotonic(), timeout_s)
                 going = [self._seats[name] for name in due]
                 for seat in going:
-                    seat.state = _State.UNLOADING
+                    seat.state = State.UNLOADING
                 if not going:
                     at = next_due(residents, timeout_s)
                     self._changed.wait(None if at is None else max(0.0, at - time.monotonic()))
             self._end(going, timeout_s)
 
-    def _end(self, going: Iterable[_Seat[R]], timeout_s: float) -> None:
+    def _end(self, going: Iterable[Seat[R]], timeout_s: float) -> None:
         for seat in going:
             log.info("unloading %s, unused for %.0f s", seat.name, timeout_s)
             self._unload(seat)

@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
-from runtime.client._pool import LoadError
 from runtime.client._ranking import CHARS_PER_TOKEN, Task, rank
 from runtime.client._routed_stream import Course, RoutedStream
+from runtime.client._seats import LoadError
 from runtime.client._speeds import from_answer
 from runtime.contracts import LLMRequest, LLMStreamEvent, TaskPriority
 from runtime.errors import (
@@ -22,9 +22,11 @@ from runtime.inference import discovery
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-    from runtime.client._pool import Lease, ModelPool
+    from runtime.client._loading import RoutedClient
+    from runtime.client._pool import ModelPool
     from runtime.client._ranking import Ranking
     from runtime.client._routed import KnownModel
+    from runtime.client._seats import Lease
     from runtime.client._speeds import SpeedBook
     from runtime.client._stream import AnswerStream
     from runtime.client.sync import LlamaClient
@@ -68,7 +70,7 @@ class Router:
         self,
         models: Mapping[str, KnownModel],
         *,
-        pool: ModelPool[LlamaClient],
+        pool: ModelPool[RoutedClient],
         book: SpeedBook,
         profile: TaskProfile,
         budget_bytes: int,
@@ -128,7 +130,7 @@ class Router:
 
     def enter(
         self, route: Route, given_up: Callable[[], bool] = lambda: False
-    ) -> tuple[str, Lease[LlamaClient], dict[str, object]]:
+    ) -> tuple[str, Lease[RoutedClient], dict[str, object]]:
         """The first model of the route that can be had: its name, its use, and what to tell of it.
 
         One that cannot be loaded gives way to the next; that is told, too.

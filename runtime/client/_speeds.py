@@ -33,7 +33,7 @@ MOST_MODELS: Final = 200
 _MOST_TOKENS: Final = 20_000.0
 _MOST_LOADS: Final = 5.0
 _SAVE_EVERY_S: Final = 5.0
-_LOCK_PATIENCE_S: Final = 1.0
+_LOCK_PATIENCE_S: Final = 0.5
 _LEAST_PROMPT_TOKENS: Final = 8
 """A prompt of which the cache left less says nothing about reading speed."""
 

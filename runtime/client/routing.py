@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypeForm
 
+    from runtime.client._loading import RoutedClient
     from runtime.client._options import ServerOptions
     from runtime.client._routed import RoutedModel
     from runtime.client._routed_stream import RoutedStream
-    from runtime.client.sync import LlamaClient
     from runtime.contracts import (
         EmbeddingResult,
         LLMDelta,
@@ -152,7 +152,7 @@ class RoutingClient:
             },
             progress=progress,
         )
-        self._pool: ModelPool[LlamaClient] = ModelPool(
+        self._pool: ModelPool[RoutedClient] = ModelPool(
             self._loader, budget_bytes=memory_budget_bytes, idle_timeout_s=idle_timeout_s
         )
         self._router = Router(
@@ -315,6 +315,7 @@ class RoutingClient:
             "backend": self.config_snapshot(),
             "capabilities": asdict(self.capabilities()),
             "server": self.server_snapshot(),
+            "counters": self._loader.counters(),
             "residency": self._pool.table(),
             "models": {name: client.describe() for name, client in clients.items()},
         }

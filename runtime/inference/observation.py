@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
@@ -88,6 +88,17 @@ class Account:
     retries: int
     recoveries: int
     finish_reason: str | None
+
+
+def summed(counters: Iterable[Mapping[str, object]]) -> dict[str, object]:
+    """The counters of several observers together."""
+    sums: Counter[str] = Counter()
+    failures: Counter[str] = Counter()
+    for each in counters:
+        sums.update({name: count for name, count in each.items() if isinstance(count, int)})
+        failed = each["failures"]
+        failures.update(failed if isinstance(failed, dict) else {})
+    return {**Observer().counters(), **sums, "failures": dict(failures)}
 
 
 def asked_of(wish: Wish, *, model: str, backend: str, stream: bool) -> Asked:

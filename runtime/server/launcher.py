@@ -9,7 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from runtime.engines.inspection import clean_environment
 from runtime.errors import EngineStartError
@@ -56,25 +56,74 @@ class Exited:
 ProcessEvent = Spawned | ExecFailed | Exited
 
 
-class EngineProcess:
-    """One engine process under its keeper. Not thread-safe: the supervisor's thread owns it.
+class EngineProcess(Protocol):
+    """One engine process and what ends it with its owner. The supervisor's thread owns it.
 
     Attributes:
         events_fd: Readable when :meth:`read_events` has something.
         output_fd: Readable when :meth:`read_output` has something.
+        pid: The engine's process id, once it exists.
     """
 
+    events_fd: int
+    output_fd: int
+    pid: int | None
+
+    @property
+    def keeper_pid(self) -> int | None:
+        """The keeper's process id, where there is a keeper."""
+        ...
+
+    def terminate(self, reason: str) -> None:
+        """Ask the engine's process group to end; the log will say why."""
+        ...
+
+    def kill(self, reason: str) -> None:
+        """End the engine's process group at once; the log will say why."""
+        ...
+
+    def kill_keeper(self) -> None:
+        """End a keeper that does not obey, and its engine with it."""
+        ...
+
+    def read_events(self) -> list[ProcessEvent]:
+        """What happened since the last call; :class:`Exited` is the last."""
+        ...
+
+    def read_output(self) -> bytes | None:
+        """Output since the last call: None when there is none yet, empty at its end."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the descriptors; ends what is still there."""
+        ...
+
+
+def launch(command: EngineCommand, *, log_path: Path | None, name: str) -> EngineProcess:
+    """Start an engine in the way of this platform.
+
+    Args:
+        command: How to start the engine.
+        log_path: The file for its output.
+        name: The server's, as in its record: a mark in the engine's environment.
+
+    Raises:
+        EngineStartError: The system allows no further process or descriptor.
+    """
+    if sys.platform == "win32":
+        from runtime.server.jobs import KillOnCloseJob, windows_api  # noqa: PLC0415
+        from runtime.server.windows import JobProcess  # noqa: PLC0415
+
+        job = KillOnCloseJob(windows_api())
+        return JobProcess(command, log_path=log_path, name=name, job=job)
+    return KeptProcess(command, log_path=log_path, name=name)
+
+
+class KeptProcess:
+    """One engine process under its keeper."""
+
     def __init__(self, command: EngineCommand, *, log_path: Path | None, name: str) -> None:
-        """Start the keeper, which starts the engine.
-
-        Args:
-            command: How to start the engine.
-            log_path: The file for its output.
-            name: The server's, as in its record: a mark in the engine's environment.
-
-        Raises:
-            EngineStartError: The system allows no further process or descriptor.
-        """
+        """Start the keeper, which starts the engine; as :func:`launch`."""
         task = {
             "argv": list(command.argv),
             "env": {**clean_environment(command.env), registry.MARK: name},

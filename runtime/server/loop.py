@@ -6,8 +6,8 @@ It sleeps until something happens: a request, a readable descriptor, or a due ti
 from __future__ import annotations
 
 import errno
-import os
 import selectors
+import socket
 import threading
 import time
 from collections import deque
@@ -37,7 +37,7 @@ class Loop:
         self._thread: threading.Thread | None = None
         self._latest_thread: threading.Thread | None = None
         self._inbox: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._wake_fd = -1
+        self._wake: socket.socket | None = None
         self._timers: dict[str, tuple[float, Callable[[], None]]] = {}
         self._selector: selectors.BaseSelector | None = None
         self.ending = False
@@ -54,18 +54,16 @@ class Loop:
         with self._gate:
             if self._thread is not None:
                 return
-            wake_read, self._wake_fd = os.pipe()
-            os.set_blocking(wake_read, False)
-            thread = threading.Thread(
-                target=self._run, args=(wake_read,), name=self._name, daemon=True
-            )
+            woken, self._wake = socket.socketpair()  # not a pipe: Windows waits for sockets only
+            woken.setblocking(False)
+            thread = threading.Thread(target=self._run, args=(woken,), name=self._name, daemon=True)
             self._thread = thread
             try:
                 thread.start()
             except RuntimeError as exc:
                 self._thread = None
-                os.close(wake_read)
-                os.close(self._wake_fd)
+                woken.close()
+                self._wake.close()
                 raise OSError(errno.EAGAIN, str(exc)) from exc
             self._latest_thread = thread
 
@@ -73,10 +71,10 @@ class Loop:
         """Have the thread run ``request`` and wait; None when there is no thread any more."""
         reply: Future[_T | None] = Future()
         with self._gate:
-            if self._thread is None:
+            if self._thread is None or self._wake is None:
                 return None
             self._inbox.append((request, reply))
-            os.write(self._wake_fd, b"x")
+            self._wake.send(b"x")
         return reply.result()
 
     def join(self, timeout_s: float) -> None:
@@ -109,11 +107,11 @@ class Loop:
         """Forget every timer."""
         self._timers.clear()
 
-    def _run(self, wake_read: int) -> None:
+    def _run(self, woken: socket.socket) -> None:
         self.ending = False
         try:
             with selectors.DefaultSelector() as self._selector:
-                self.watch(wake_read, lambda: self._read_requests(wake_read))
+                self.watch(woken.fileno(), lambda: self._read_requests(woken))
                 while not self.ending:
                     for key, _ in self._selector.select(self._patience_s()):
                         key.data()
@@ -124,8 +122,9 @@ class Loop:
             self._timers.clear()
             with self._gate:  # from here on nobody can post to this thread
                 self._thread = None
-                os.close(wake_read)
-                os.close(self._wake_fd)
+                woken.close()
+                if self._wake is not None:
+                    self._wake.close()
                 late = list(self._inbox)
                 self._inbox.clear()
             for _, reply in late:
@@ -143,8 +142,8 @@ class Loop:
                 del self._timers[name]
                 action()
 
-    def _read_requests(self, wake_read: int) -> None:
-        os.read(wake_read, 4096)
+    def _read_requests(self, woken: socket.socket) -> None:
+        woken.recv(4096)
         while self._inbox:
             request, reply = self._inbox.popleft()
             try:

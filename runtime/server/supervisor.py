@@ -19,7 +19,7 @@ from runtime.errors import EngineStartError, LLMError, LLMProviderError
 from runtime.hardware import oom_kills
 from runtime.server import lifecycle, probe
 from runtime.server.diagnosis import Diagnosis, diagnose, ending, signal_name
-from runtime.server.launcher import EngineProcess, ExecFailed, Exited, Spawned
+from runtime.server.launcher import ExecFailed, Exited, Spawned, launch
 from runtime.server.lifecycle import Event, State, Transition
 from runtime.server.listeners import who_listens
 from runtime.server.logs import LogTail
@@ -31,6 +31,7 @@ from runtime.server.watching import ServiceWatch, StartWatch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from runtime.server.launcher import EngineProcess
     from runtime.server.plan import LaunchPlan
     from runtime.server.watchdog import Verdict
     from runtime.settings import ServerConfig
@@ -222,7 +223,7 @@ class Supervisor:
             log_path=plan.log_path,
         )
         try:
-            process = EngineProcess(plan.command, log_path=plan.log_path, name=self._name)
+            process = launch(plan.command, log_path=plan.log_path, name=self._name)
         except EngineStartError as exc:
             self._step(Event.DOOMED, exc.message, error=exc)
             return

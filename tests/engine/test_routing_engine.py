@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -273,6 +275,41 @@ def test_everything_ends_with_close(files: dict[str, str]) -> None:
     assert all(map(is_gone, running))
     client.close()
     assert not client.healthcheck().ok
+
+
+def test_counters_include_what_was_unloaded(files: dict[str, str]) -> None:
+    with RoutingClient(models(files), ctx_size=512, memory_budget_bytes=BUDGET) as client:
+        for name in ("small", "large", "small"):
+            client.chat("hi", model=name, params=BRIEF)
+        described: Any = client.describe()
+        assert described["counters"]["requests"] == described["counters"]["answered"] == 3
+        assert described["counters"]["completion_tokens"] == 24
+        assert described["models"]["small"]["counters"]["requests"] == 1
+    closed: Any = client.describe()
+    assert closed["counters"]["requests"] == 3
+
+
+_PROGRAM = """
+import os, sys
+from runtime import LLMChatParams, RoutingClient
+client = RoutingClient(sys.argv[2:], ctx_size=512)
+for name in ("small", "large"):
+    client.chat("hi", model=name, params=LLMChatParams(max_tokens=4))
+    print(client.server_snapshot()["pid"])
+stream = client.stream_chat("hi", model="small")
+next(stream)
+sys.stdout.flush()
+exec(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("end", ["pass", "os.kill(os.getpid(), 9)"])
+def test_everything_ends_with_the_process(files: dict[str, str], end: str) -> None:
+    run = [sys.executable, "-c", _PROGRAM, end, files["small"], files["large"]]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == (0 if end == "pass" else -9), done.stderr
+    small, large = map(int, done.stdout.split())
+    wait_until("both engines are gone", lambda: is_gone(small) and is_gone(large))
 
 
 def test_a_configuration_is_a_model_and_the_description_is_json(files: dict[str, str]) -> None:

@@ -80,7 +80,10 @@ class Handler(BaseHTTPRequestHandler):
         served_s = time.monotonic() - LOADED_AT
         if served_s > FAKE.get("answered_from_s", 1e9):
             return {"id": 0, "is_processing": False, "id_task": 7}
-        if not FAKE.get("stuck_from_s", 1e9) <= served_s < FAKE.get("stuck_until_s", 1e9):
+        stuck = (
+            served_s >= FAKE.get("stuck_from_s", 1e9) or Path(FAKE.get("stuck_while", "")).is_file()
+        )
+        if not stuck:
             return {"id": 0, "is_processing": False}
         return {
             "id": 0,

@@ -349,12 +349,15 @@ def test_a_request_whose_tokens_stand_still_gets_the_engine_replaced(
 
 
 @pytest.mark.faults("tokens stand still and move again", "ready", "no restart")
-def test_a_suspect_that_moves_again_is_left_alone(fake_manager: FakeFactory) -> None:
-    manager = fake_manager(
-        stuck_from_s=0.3, stuck_until_s=3.6, options={"wedge_timeout_s": 4.0}
-    ).start()
+def test_a_suspect_that_moves_again_is_left_alone(
+    fake_manager: FakeFactory, tmp_path: Path
+) -> None:
+    stuck = tmp_path / "stuck"
+    manager = fake_manager(stuck_while=str(stuck), options={"wedge_timeout_s": 4.0}).start()
     first = manager.pid
+    stuck.touch()
     wait_until("it is suspected", lambda: manager.state is State.SUSPECT)
+    stuck.unlink()
     assert manager.endpoint(10).base_url
     assert manager.pid == first
     assert manager.snapshot().restarts == 0

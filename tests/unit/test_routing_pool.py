@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runtime import EngineNotRunningError, ModelTooLargeError, RequestTimeoutError
-from runtime.client._pool import LoadError, ModelPool
+from runtime.client._pool import ModelPool
+from runtime.client._seats import LoadError
 from tests.conftest import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from runtime.client._pool import Lease
+    from runtime.client._seats import Lease
 
 
 class Thing:
@@ -242,9 +243,9 @@ def test_what_nobody_uses_goes_after_a_while(pools: Pools) -> None:
 
 
 def test_each_use_begins_the_idle_time_anew(pools: Pools) -> None:
-    pool, shelf = pools({"a": 1}, 8, idle_timeout_s=0.5)
+    pool, shelf = pools({"a": 1}, 8, idle_timeout_s=0.3)
     began = time.monotonic()
-    while time.monotonic() - began < 1.0:
+    while time.monotonic() - began < 0.6:
         with take(pool, "a"):
             time.sleep(0.02)  # the use
     assert not shelf.unloads
