@@ -236,6 +236,24 @@ class TooManyRequestsError(LLMRateLimitError):
         self.retry_after_s = retry_after_s
 
 
+class QueueFullError(LLMRateLimitError):
+    """Every slot is busy, and as many requests wait as may.
+
+    Attributes:
+        waiting: Requests in line.
+        running: Requests at work.
+        max_queue: How many may be in line.
+    """
+
+    def __init__(
+        self, message: str, *, waiting: int, running: int, max_queue: int, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.waiting = waiting
+        self.running = running
+        self.max_queue = max_queue
+
+
 # --- provider failures ------------------------------------------------------------------------
 
 
@@ -332,6 +350,20 @@ class RequestTimeoutError(LLMProviderError):
         self.after_s = after_s
         self.partial_text = partial_text
         self.doing = doing
+
+
+class QueueTimeoutError(RequestTimeoutError):
+    """The total deadline passed while the request waited for a slot; its phase is ``"queue"``.
+
+    Attributes:
+        ahead: Requests that were still in line before it.
+    """
+
+    def __init__(
+        self, message: str, *, after_s: float, ahead: int, hint: str | None = None
+    ) -> None:
+        super().__init__(message, phase="queue", after_s=after_s, hint=hint)
+        self.ahead = ahead
 
 
 class ConnectionLostError(LLMProviderError):

@@ -16,6 +16,7 @@ from runtime.inference.clock import Limits
 from runtime.inference.names import public_name
 from runtime.inference.observation import Asked, Observer, asked_of
 from runtime.inference.policy import EnforcementLevel, OnTruncation, Policy
+from runtime.inference.queueing import DEFAULT_MAX_QUEUE
 from runtime.inference.reply import Backend
 from runtime.inference.switchboard import Switchboard
 
@@ -60,6 +61,7 @@ class ClientCore:
         first_token_timeout_s: float = _DEFAULTS.first_token_timeout_s,
         stall_timeout_s: float = _DEFAULTS.stall_timeout_s,
         max_retries: int = _DEFAULTS.max_retries,
+        max_queue: int = DEFAULT_MAX_QUEUE,
         on_truncation: OnTruncation = "error",
         enforcement: EnforcementLevel = "best",
         bounds: Bounds | None = None,
@@ -82,6 +84,10 @@ class ClientCore:
             first_token_timeout_s: Seconds until an answer begins, waiting for a slot included.
             stall_timeout_s: Seconds between two pieces of a streamed answer.
             max_retries: How often a request is sent again by itself.
+            max_queue: How many requests may wait, in order of their coming, while as many as the
+                server has slots are at work; one more is refused at once with
+                :class:`runtime.QueueFullError`. Waiting counts for ``request_timeout_s`` alone. A
+                server whose slots are not known gets every request at once.
             on_truncation: What becomes of structured answers that the token budget cut off:
                 ``"error"`` raises with the partial text, ``"close"`` returns the shortest valid
                 completion and says in ``raw["structured_output"]["closed"]`` what was added.
@@ -114,6 +120,7 @@ class ClientCore:
                 on_truncation=on_truncation, enforcement=enforcement, bounds=bounds or Bounds()
             ),
             limits=limits,
+            max_queue=max_queue,
             server_options=server_options,
         )
         self._settings = settings
@@ -131,7 +138,11 @@ class ClientCore:
             self._source = self._managed = self._managed_source(settings.server)
         else:
             self._source = AttachedSource(
-                settings.base_url or "", api_key=api_key, model=model, limits=limits
+                settings.base_url or "",
+                api_key=api_key,
+                model=model,
+                limits=limits,
+                max_queue=settings.max_queue,
             )
         self._begin()
 
@@ -161,6 +172,7 @@ class ClientCore:
             "backend": self._config_snapshot(),
             "capabilities": asdict(self._capabilities()),
             "server": self._source.snapshot(),
+            "queue": asdict(self._source.queue.counts),
             "counters": self._observer.counters(),
         }
 
@@ -235,7 +247,13 @@ class ClientCore:
             return self._embedder
 
     def _managed_source(self, config: ServerConfig) -> ManagedSource:
-        return ManagedSource(config, offline=self._settings.offline, progress=self._progress)
+        settings = self._settings
+        return ManagedSource(
+            config,
+            offline=settings.offline,
+            max_queue=settings.max_queue,
+            progress=self._progress,
+        )
 
     def _shut(self) -> list[EndpointSource]:
         """Let nothing run any more; returns what is to be stopped."""

@@ -35,6 +35,7 @@ class ClientSettings:
         offline: Whether the network is never used to get models; None: as the environment says.
         policy: What is wanted of structured answers.
         limits: Deadlines and bounds.
+        max_queue: How many requests may wait for a slot.
         server: The managed server's configuration; None when attached.
     """
 
@@ -46,6 +47,7 @@ class ClientSettings:
     offline: bool | None
     policy: Policy
     limits: Limits
+    max_queue: int
     server: ServerConfig | None
 
     def public(self) -> dict[str, object]:
@@ -57,6 +59,7 @@ class ClientSettings:
             "offline": self.offline,
             **asdict(self.policy),
             **asdict(self.limits),
+            "max_queue": self.max_queue,
         }
 
     def hash(self) -> str:
@@ -86,6 +89,7 @@ def client_settings(
     offline: bool | None,
     policy: Policy,
     limits: Limits,
+    max_queue: int,
     server_options: Mapping[str, Any],
 ) -> ClientSettings:
     """The arguments of a client, checked and brought together.
@@ -109,6 +113,7 @@ def client_settings(
         offline=offline,
         policy=policy,
         limits=limits,
+        max_queue=max_queue,
         server=server,
     )
 

@@ -12,6 +12,7 @@ from runtime.errors import EngineNotRunningError, LLMError
 from runtime.inference import discovery, transport
 from runtime.inference.flow import client_closed
 from runtime.inference.names import public_name
+from runtime.inference.queueing import SlotQueue
 from runtime.inference.switchboard import Switchboard
 
 if TYPE_CHECKING:
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
 
 
 class EndpointSource(Protocol):
-    """Knows where a server is; :meth:`start` comes first. Any thread may call every method."""
+    """Knows where a server is; :meth:`start` comes first. Any thread may call every method.
+
+    Attributes:
+        queue: Where requests wait for one of its slots.
+    """
+
+    queue: SlotQueue
 
     def start(self) -> None:
         """Start the server, or look at the one that runs; at once when that is done.
@@ -37,10 +44,6 @@ class EndpointSource(Protocol):
     @property
     def current(self) -> Endpoint:
         """The endpoint as it was last known; never waits. Known once it was started."""
-        ...
-
-    def ready(self) -> Endpoint | None:
-        """The endpoint to use now; None when it has to be waited for. Never waits."""
         ...
 
     @property
@@ -100,10 +103,12 @@ class ManagedSource:
         config: ServerConfig,
         *,
         offline: bool | None,
+        max_queue: int,
         progress: Callable[[PullProgress], None] | None = None,
     ) -> None:
         from runtime.server.manager import ServerManager  # noqa: PLC0415 - not for attached ones
 
+        self.queue = SlotQueue(max_queue)
         self._progress = progress
         self._ended = False
         self._sampling: Mapping[str, float] = {}
@@ -117,7 +122,12 @@ class ManagedSource:
             self._ended = False
             self._sampling = recommended_sampling(self.manager.config.model)
             self.manager.start()
-            self._current = self.manager.wait_ready()
+            self._known(self.manager.wait_ready())
+
+    def _known(self, endpoint: Endpoint) -> Endpoint:
+        self._current = endpoint
+        self.queue.resize(endpoint.slots)
+        return endpoint
 
     def _tell_progress(self, progress: PullProgress) -> None:
         if self._ended:  # what is raised here ends the download
@@ -137,18 +147,12 @@ class ManagedSource:
         names = (public_name(self.current), config.alias, config.model)
         return tuple(dict.fromkeys(name for name in names if name))
 
-    def ready(self) -> Endpoint | None:
-        found = self.manager.ready_endpoint
-        self._current = found or self._current
-        return found
-
     @property
     def sampling(self) -> Mapping[str, float]:
         return self._sampling
 
     def endpoint(self, timeout_s: float) -> Endpoint:
-        self._current = self.manager.endpoint(timeout_s)
-        return self._current
+        return self._known(self.manager.endpoint(timeout_s))
 
     def resolve(self, model: str) -> None:
         if model not in self.models:
@@ -175,6 +179,7 @@ class AttachedSource:
         api_key: str | None,
         model: str | None,
         limits: Limits,
+        max_queue: int,
     ) -> None:
         self._address = Endpoint(
             base_url=discovery.origin(base_url),
@@ -184,6 +189,7 @@ class AttachedSource:
             capabilities=EngineCapabilities(),
             context_tokens=None,
         )
+        self.queue = SlotQueue(max_queue)
         self._wanted = model
         self._limits = limits
         self._board = Switchboard()
@@ -202,15 +208,14 @@ class AttachedSource:
             raise not_started()
         return self._known
 
-    def ready(self) -> Endpoint:
-        return self._found.endpoint
-
     def _discover(self) -> discovery.Discovered:
         address = self._address
         flow = discovery.discover(
             address.base_url, api_key=address.api_key, model=self._wanted, limits=self._limits
         )
-        return transport.run(flow, locate=lambda _: address, board=self._board)
+        found = transport.run(flow, locate=lambda _: address, board=self._board)
+        self.queue.resize(found.endpoint.slots)
+        return found
 
     @property
     def current(self) -> Endpoint:

@@ -10,7 +10,7 @@ import anyio
 from runtime.client._core import ClientCore
 from runtime.client._stream import DELTAS, EVENTS, AsyncAnswerStream, async_pieces
 from runtime.inference import embeddings, structured
-from runtime.inference.async_transport import AsyncWire, Performance, Threads
+from runtime.inference.async_transport import AsyncWire, Performance, Threads, locate
 from runtime.inference.flow import client_closed
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
         LLMResponse,
         LLMStreamEvent,
     )
-    from runtime.engines.base import Endpoint
     from runtime.inference.effects import Flow
     from runtime.inference.embeddings import TruncatedEmbeddingResult
     from runtime.inference.payload import Wish
@@ -206,12 +205,13 @@ class AsyncLlamaClient(ClientCore):
     # --- parts --------------------------------------------------------------------------------
 
     async def _answer(self, wish: Wish) -> LLMResponse:
-        return await self._run(self._source, await self._prepared(wish, emit=False))
+        wanted = await self._prepared(wish, emit=False)
+        return await self._run(self._source, wanted, threads=self._threads_for(wish))
 
     def _stream(self, wish: Wish, form: Form[T]) -> AsyncAnswerStream[T]:
-        wire = AsyncWire()
+        wire = AsyncWire(self._source.queue)
         begin = partial(self._prepared, wish, emit=True)
-        performance = self._performance(self._source, begin, wire)
+        performance = self._performance(self._source, begin, wire, self._threads_for(wish))
         return AsyncAnswerStream(async_pieces(performance, form), wire)
 
     async def _prepared(self, wish: Wish, *, emit: bool) -> Flow[LLMResponse]:
@@ -225,23 +225,30 @@ class AsyncLlamaClient(ClientCore):
             return self._source.resolve(model)
         return await self._threads.run(partial(self._source.resolve, model))  # it looks again
 
-    async def _run(self, source: EndpointSource, wanted: Flow[T]) -> T:
+    async def _run(
+        self, source: EndpointSource, wanted: Flow[T], *, threads: Threads | None = None
+    ) -> T:
         async def begin() -> Flow[T]:
             return wanted
 
-        async with self._performance(source, begin, AsyncWire()) as performance:
+        wire = AsyncWire(source.queue)
+        async with self._performance(source, begin, wire, threads) as performance:
             while await performance.advance() is not None:
                 pass
         return performance.result
 
     def _performance(
-        self, source: EndpointSource, begin: Callable[[], Awaitable[Flow[T]]], wire: AsyncWire
+        self,
+        source: EndpointSource,
+        begin: Callable[[], Awaitable[Flow[T]]],
+        wire: AsyncWire,
+        threads: Threads | None,
     ) -> Performance[T]:
-        locate = partial(self._locate, source)
-        return Performance(begin, locate=locate, board=self._board, wire=wire)
+        find = partial(locate, source)
+        return Performance(begin, locate=find, board=self._board, wire=wire, threads=threads)
 
-    async def _locate(self, source: EndpointSource, timeout_s: float) -> Endpoint:
-        return source.ready() or await self._threads.endpoint(source, timeout_s)
+    def _threads_for(self, wish: Wish) -> Threads | None:
+        return self._threads if wish.schema is not None or wish.tools else None
 
     async def _started(self, source: EndpointSource) -> None:
         if self._closed:

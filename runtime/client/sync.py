@@ -10,11 +10,12 @@ from runtime.inference import embeddings, structured
 from runtime.inference.transport import Wire, iterate, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import TypeForm
 
+    from runtime.client._sources import EndpointSource
     from runtime.client._stream import Form
     from runtime.contracts import (
         BackendCapabilities,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
         LLMResponse,
         LLMStreamEvent,
     )
-    from runtime.engines.base import Endpoint
     from runtime.inference.effects import Flow
     from runtime.inference.embeddings import TruncatedEmbeddingResult
     from runtime.inference.payload import Wish
@@ -176,7 +176,7 @@ class LlamaClient(ClientCore):
         if embedder is not None:
             embedder.start()
             wanted = self._embedding(embedder, checked, None, truncate=truncate)
-            return self._run(wanted, embedder.endpoint)
+            return self._run(wanted, embedder)
         name = model or self._settings.embedding_model
         sent = self._source.resolve(name) if name is not None else None
         return self._run(self._embedding(self._source, checked, sent, truncate=truncate))
@@ -234,7 +234,7 @@ class LlamaClient(ClientCore):
         return self._run(self._conversation(wish, self._sent_name(wish), emit=False))
 
     def _stream(self, wish: Wish, form: Form[T]) -> AnswerStream[T]:
-        wire = Wire()
+        wire = Wire(self._source.queue)
         steps = iterate(
             self._conversation(wish, self._sent_name(wish), emit=True),
             locate=self._source.endpoint,
@@ -246,5 +246,6 @@ class LlamaClient(ClientCore):
     def _sent_name(self, wish: Wish) -> str | None:
         return None if wish.model is None else self._source.resolve(wish.model)
 
-    def _run(self, wanted: Flow[T], locate: Callable[[float], Endpoint] | None = None) -> T:
-        return run(wanted, locate=locate or self._source.endpoint, board=self._board)
+    def _run(self, wanted: Flow[T], source: EndpointSource | None = None) -> T:
+        source = source or self._source
+        return run(wanted, locate=source.endpoint, board=self._board, queue=source.queue)

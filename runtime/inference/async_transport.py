@@ -22,6 +22,7 @@ from runtime.inference.effects import (
     AbortedError,
     BrokenError,
     Emit,
+    Enter,
     ExpiredError,
     HttpHead,
     Locate,
@@ -42,24 +43,34 @@ if TYPE_CHECKING:
 
     from runtime.engines.base import Endpoint
     from runtime.inference.effects import Effect, Flow, HttpRequest
+    from runtime.inference.queueing import Place, SlotQueue
     from runtime.inference.switchboard import Switchboard
 
 T = TypeVar("T")
 
 _PACKET_BYTES = 64 * 1024
 
-_SLICE_S = 0.5
-"""Longest time a thread is kept waiting for a server that restarts: nobody can call it back."""
+_END = b"[DONE]"
+"""In the last packet of a streamed answer, and hardly in another."""
+
+_LOOK_AGAIN_S = 0.02
+"""Pause between two looks at a server that restarts. A thread that waits for it could not be called
+back, and hundreds of requests would need hundreds."""
 
 
 class AsyncWire:
-    """The connection of one request, made anew when the request is sent again.
+    """The connection of one request, made anew when the request is sent again, and its slot.
 
     Used by one task at a time; any task of the same event loop may :meth:`abort` it.
+
+    Args:
+        queue: Where it waits for a slot.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, queue: SlotQueue) -> None:
         self.aborted = False
+        self._queue = queue
+        self._place: Place | None = None
         self._scope: anyio.CancelScope | None = None
         self._stream: ByteStream | None = None
         self._http: h11.Connection | None = None
@@ -70,7 +81,7 @@ class AsyncWire:
         Raises:
             WireError: That failed.
         """
-        await self.close()
+        await self._disconnect()
         self._stream = stream = await self._connect(effect)
         self._http = http = h11.Connection(h11.CLIENT)
         with self._within(effect.until), _translated():
@@ -115,8 +126,38 @@ class AsyncWire:
             return await awaited
         raise AssertionError  # pragma: no cover
 
+    async def enter(self, effect: Enter) -> Place:
+        """Wait in line for a slot.
+
+        Raises:
+            QueueFullError: The line is full.
+            WireError: None was free in time, or the wire was aborted meanwhile.
+        """
+        self._leave()
+        granted = anyio.Event()
+        self._place = place = self._queue.enter(granted.set, bounded=effect.bounded)
+        if not place.granted:
+            try:
+                with self._within(effect.until):
+                    await granted.wait()
+            except ExpiredError:
+                if not place.granted:
+                    raise self._queue.still_queued(place) from None
+        return place
+
     async def close(self) -> None:
-        """Close the connection; a server that still answers stops."""
+        """Close the connection, which stops a server that still answers, and give the slot up."""
+        try:
+            await self._disconnect()
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        place, self._place = self._place, None
+        if place is not None:
+            self._queue.leave(place)
+
+    async def _disconnect(self) -> None:
         stream, self._stream, self._http = self._stream, None, None
         if stream is not None:
             with anyio.CancelScope(shield=True):  # it does not wait for the server
@@ -199,11 +240,14 @@ class Performance(Generic[T]):
         locate: Callable[[float], Awaitable[Endpoint]],
         board: Switchboard,
         wire: AsyncWire,
+        threads: Threads | None = None,
     ) -> None:
         self._begin = begin
         self._locate = locate
         self._board = board
         self._wire = wire
+        self._threads = threads
+        self._amid_answer = False
         self._stack = contextlib.ExitStack()
 
     async def __aenter__(self) -> Self:
@@ -231,22 +275,29 @@ class Performance(Generic[T]):
         result: object = None
         failure: WireError | LLMError | None = None
         while True:
-            try:
-                effect: Effect = (
-                    self._flow.send(result) if failure is None else self._flow.throw(failure)
-                )
-            except StopIteration as stop:
-                self.result = stop.value
-                return None
-            except AbortedError as exc:
-                raise client_closed() from exc
-            if isinstance(effect, Emit):
+            if self._threads is None or self._amid_answer:
+                effect = self._resume(result, failure)
+            else:
+                # Waited for when cancelled, too: a flow cannot be closed in the middle of its work.
+                effect = await self._threads.finish(partial(self._resume, result, failure))
+            if effect is None or isinstance(effect, Emit):
                 return effect
             result = failure = None
             try:
                 result = await self._perform(effect)
             except (WireError, LLMError) as exc:  # the latter when the server cannot be located
                 failure = exc
+            self._amid_answer = isinstance(result, bytes) and bool(result) and _END not in result
+
+    def _resume(self, result: object, failure: Exception | None) -> Effect | None:
+        """The flow's next effect, or None when it is over."""
+        try:
+            return self._flow.send(result) if failure is None else self._flow.throw(failure)
+        except StopIteration as stop:
+            self.result = stop.value
+            return None
+        except AbortedError as exc:
+            raise client_closed() from exc
 
     async def _perform(self, effect: Effect) -> object:
         if isinstance(effect, Read):
@@ -255,6 +306,8 @@ class Performance(Generic[T]):
             return await self._wire.open(effect)
         if isinstance(effect, Locate):
             return await self._wire.wait_for(self._locate(effect.timeout_s))
+        if isinstance(effect, Enter):
+            return await self._wire.enter(effect)
         if isinstance(effect, Pause):
             await self._wire.pause(effect.seconds)
         return None
@@ -274,27 +327,32 @@ class Threads:
         """What ``work`` returns. A task that is cancelled does not wait for its end."""
         return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
 
-    async def endpoint(self, source: Locatable, seconds: float) -> Endpoint:
-        """The endpoint, waited for within ``seconds``.
+    async def finish(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns; a task that is cancelled ends with it."""
+        return await anyio.to_thread.run_sync(work, limiter=self._limiter)
 
-        Raises:
-            LLMProviderError: There is none, or not in time.
-        """
-        until = time.monotonic() + seconds
-        while True:
-            left = max(0.0, until - time.monotonic())
-            try:
-                return await self.run(partial(source.endpoint, min(left, _SLICE_S)))
-            except RequestTimeoutError:
-                if left <= _SLICE_S:
-                    raise
+
+async def locate(source: Locatable, timeout_s: float) -> Endpoint:
+    """The endpoint, waited for while the server is being restarted.
+
+    Raises:
+        LLMProviderError: There is none, or not in time.
+    """
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            return source.endpoint(0.0)
+        except RequestTimeoutError:  # it is on its way
+            if time.monotonic() >= until:
+                raise
+        await anyio.sleep(_LOOK_AGAIN_S)
 
 
 class Locatable(Protocol):
     """Knows where a server is."""
 
     def endpoint(self, timeout_s: float) -> Endpoint:
-        """The endpoint to use now; waits while the server is being restarted."""
+        """The endpoint to use now; with no time to wait it does not, whatever the server does."""
         ...
 
 

@@ -139,6 +139,7 @@ def _look_closer(endpoint: Endpoint, clock: Clock) -> Flow[Endpoint]:
         kind="llama-server",
         capabilities=known,
         context_tokens=context if isinstance(context, int) else endpoint.context_tokens,
+        slots=slots if isinstance(slots := props["total_slots"], int) and slots > 0 else None,
     )
     llguidance = yield from _takes_llguidance(found, clock)
     thinking = yield from _thinking(found, props.get("chat_template"), clock)

@@ -88,6 +88,21 @@ class Read:
     until: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enter:
+    """Wait in line until a slot of the server is free. Result: a ``Place``, or None.
+
+    It is kept until the end of the flow, or until it lines up again.
+
+    Attributes:
+        until: Instant by which it must be free.
+        bounded: Whether a full line refuses it.
+    """
+
+    until: float
+    bounded: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class Emit:
     """Hand a piece of the answer to the caller. Result: None."""
@@ -102,7 +117,7 @@ class Pause:
     seconds: float
 
 
-Effect: TypeAlias = Locate | Open | Read | Emit | Pause
+Effect: TypeAlias = Locate | Enter | Open | Read | Emit | Pause
 
 Flow: TypeAlias = Generator[Effect, Any, T]
 """A request as a generator. The result of each effect is typed by the helpers below."""
@@ -130,6 +145,18 @@ class ExpiredError(WireError):
     def __init__(self, message: str, *, connecting: bool = False) -> None:
         super().__init__(message)
         self.connecting = connecting
+
+
+class StillQueuedError(ExpiredError):
+    """It passed while the request waited in line.
+
+    Attributes:
+        ahead: How many were still before it.
+    """
+
+    def __init__(self, ahead: int) -> None:
+        super().__init__("no slot was free")
+        self.ahead = ahead
 
 
 class AbortedError(WireError):

@@ -20,7 +20,7 @@ from runtime.errors import (
 from runtime.inference import failures, text_lengths
 from runtime.inference.clock import Clock
 from runtime.inference.effects import locate
-from runtime.inference.flow import fetch, post
+from runtime.inference.flow import enter, fetch, post
 from runtime.inference.names import public_name
 from runtime.inference.payload import LLAMA_CPP_KINDS, encode
 from runtime.inference.stream import usage_of
@@ -138,6 +138,7 @@ class _Work:
         self._vectors = VectorBuilder(len(texts))
         self._prompt_tokens: int | None = 0
         self._total_tokens: int | None = 0
+        self._begun = False
         self.done = 0
 
     def look_at_lengths(self) -> Flow[None]:
@@ -258,7 +259,12 @@ class _Work:
                 body["encoding_format"] = "base64"  # exact, and a fifth of the size
             return post(endpoint, _PATH, body)
 
-        endpoint, head, body = yield from fetch(request, Clock(self._limits))
+        clock = Clock(self._limits)
+        # Each request lines up anew, so that many texts let others in between; what has begun is
+        # not refused any more.
+        yield from enter(clock, bounded=not self._begun)
+        self._begun = True
+        endpoint, head, body = yield from fetch(request, clock)
         if head.status != 200:
             raise failures.from_answer(head, body, model=model or endpoint.model)
         try:

@@ -19,7 +19,7 @@ from runtime.errors import (
     LLMProviderError,
     ServerStatusError,
 )
-from runtime.inference import failures, payload, reply
+from runtime.inference import failures, payload, queueing, reply
 from runtime.inference.clock import Clock
 from runtime.inference.effects import (
     BrokenError,
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from runtime.inference.closing import Closed
     from runtime.inference.effects import Flow, HttpHead
     from runtime.inference.payload import Wish
+    from runtime.inference.queueing import Place
     from runtime.inference.schema import Enforcement
     from runtime.inference.stream import Answer
 
@@ -97,7 +98,8 @@ def converse(
     """
     ask = _Ask(wish, limits, backend, emit=emit)
     try:
-        return (yield from _answered(ask))
+        place = yield from enter(ask.clock)
+        return queueing.noted((yield from _answered(ask)), place)
     finally:
         backend.incidents.leave(ask.ticket)
 
@@ -176,6 +178,16 @@ def _answered(ask: _Ask) -> Flow[LLMResponse]:
         if emit and closed and (added := reply.addition(answer, closed)):
             yield Emit(added)
         return reply.response(answer, attempt, ask.backend, latency_ms=ask.clock.elapsed_ms)
+
+
+def enter(clock: Clock, *, bounded: bool = True) -> Flow[Place | None]:
+    """A slot, waited for in line; what is sent again does not line up again.
+
+    Raises:
+        QueueFullError: The line is full, and this request is ``bounded`` by that.
+        QueueTimeoutError: None was free before the total deadline.
+    """
+    return (yield from queueing.take_place(clock.until("total"), bounded=bounded))
 
 
 def _unbroken(ask: _Ask, asked: Wish, seed: int) -> Flow[_Got]:

@@ -29,6 +29,7 @@ from runtime.inference.effects import (
     AbortedError,
     BrokenError,
     Emit,
+    Enter,
     ExpiredError,
     HttpHead,
     Locate,
@@ -38,6 +39,7 @@ from runtime.inference.effects import (
     WireError,
 )
 from runtime.inference.flow import client_closed
+from runtime.inference.queueing import SlotQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from runtime.contracts import LLMDelta
     from runtime.engines.base import Endpoint
     from runtime.inference.effects import Flow, HttpRequest
+    from runtime.inference.queueing import Place
     from runtime.inference.switchboard import Switchboard
 
 T = TypeVar("T")
@@ -56,13 +59,19 @@ _LOOK_UP_S = 0.1
 
 
 class Wire:
-    """The connection of one request, made anew when the request is sent again.
+    """The connection of one request, made anew when the request is sent again, and its slot.
 
     Used by one thread at a time; any thread may :meth:`abort` it.
+
+    Args:
+        queue: Where it waits for a slot.
     """
 
-    def __init__(self) -> None:
-        self._aborted = threading.Event()
+    def __init__(self, queue: SlotQueue | None = None) -> None:
+        self.aborted = False
+        self._woken = threading.Event()
+        self._queue = SlotQueue() if queue is None else queue
+        self._place: Place | None = None
         self._socket: _DeadlineSocket | None = None
         self._response: HTTPResponse | None = None
 
@@ -72,7 +81,7 @@ class Wire:
         Raises:
             WireError: That failed.
         """
-        self.close()
+        self._disconnect()
         request = effect.request
         parts = urlsplit(request.base_url)
         with self._translated():
@@ -133,11 +142,39 @@ class Wire:
         Raises:
             AbortedError: The wire was aborted meanwhile.
         """
-        if self._aborted.wait(seconds):
+        self._woken.wait(seconds)
+        if self.aborted:
             raise AbortedError("closed")
 
+    def enter(self, effect: Enter) -> Place:
+        """Wait in line for a slot.
+
+        Raises:
+            QueueFullError: The line is full.
+            WireError: None was free in time, or the wire was aborted meanwhile.
+        """
+        self._leave()
+        self._place = place = self._queue.enter(self._woken.set, bounded=effect.bounded)
+        if not place.granted:
+            self._woken.wait(max(0.0, effect.until - time.monotonic()))
+            self._woken.clear()
+            if self.aborted:  # looked at after the clearing, so that none is lost
+                raise AbortedError("closed")
+            if not place.granted:
+                raise self._queue.still_queued(place)
+        return place
+
     def close(self) -> None:
-        """Close the connection; a server that still answers stops."""
+        """Close the connection, which stops a server that still answers, and give the slot up."""
+        self._disconnect()
+        self._leave()
+
+    def _leave(self) -> None:
+        place, self._place = self._place, None
+        if place is not None:
+            self._queue.leave(place)
+
+    def _disconnect(self) -> None:
         response, self._response = self._response, None
         connected, self._socket = self._socket, None
         if response is not None:
@@ -147,15 +184,11 @@ class Wire:
 
     def abort(self) -> None:
         """End the request from another thread: whoever waits on it is told at once."""
-        self._aborted.set()
+        self.aborted = True
+        self._woken.set()
         connected = self._socket
         if connected is not None:
             connected.shut_down()
-
-    @property
-    def aborted(self) -> bool:
-        """Whether :meth:`abort` was called."""
-        return self._aborted.is_set()
 
     def _translated(self) -> _Translated:
         return _Translated(self)
@@ -190,15 +223,23 @@ def iterate(
                     result = wire.open(effect)
                 elif isinstance(effect, Locate):
                     result = wire.locate(locate, effect.timeout_s)
+                elif isinstance(effect, Enter):
+                    result = wire.enter(effect)
                 else:
                     wire.pause(effect.seconds)
             except (WireError, LLMError) as exc:  # the latter when the server cannot be located
                 failure = exc
 
 
-def run(flow: Flow[T], *, locate: Callable[[float], Endpoint], board: Switchboard) -> T:
+def run(
+    flow: Flow[T],
+    *,
+    locate: Callable[[float], Endpoint],
+    board: Switchboard,
+    queue: SlotQueue | None = None,
+) -> T:
     """Perform a flow to its end, whatever it emits."""
-    steps = iterate(flow, locate=locate, board=board, wire=Wire())
+    steps = iterate(flow, locate=locate, board=board, wire=Wire(queue))
     while True:
         try:
             next(steps)

@@ -203,11 +203,6 @@ class ServerManager:
         """
         return self.wait_ready(timeout_s)
 
-    @property
-    def ready_endpoint(self) -> Endpoint | None:
-        """Where to send a request now; None when that has to be waited for, or there is none."""
-        return self._supervisor.view.endpoint if os.getpid() == self._owner_pid else None
-
     def wait_until_resting(self) -> State:
         """Wait until it is stopped or failed; returns which."""
         return self._supervisor.wait_for(lambda v: v.state in RESTING_STATES, None).state

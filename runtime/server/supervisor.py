@@ -338,7 +338,7 @@ class Supervisor:
             context_tokens=properties.slot_ctx or spec.slot_ctx,
             generation=self._view.generation + 1,
             predecessor_died_of=self._view.last_exit.died_of if self._view.last_exit else None,
-            slots=spec.parallel,
+            slots=properties.slots or spec.parallel,
             batch_tokens=plan.batch_tokens,
         )
         self._loop.cancel_timers()

@@ -63,7 +63,7 @@ def test_the_constructor_takes_what_the_design_names() -> None:
     parameters = inspect.signature(LlamaClient).parameters
     assert list(parameters) == [
         "model", "config", "base_url", "api_key", "name", "embedding_model", "offline",
-        "request_timeout_s", "first_token_timeout_s", "stall_timeout_s", "max_retries",
+        "request_timeout_s", "first_token_timeout_s", "stall_timeout_s", "max_retries", "max_queue",
         "on_truncation", "enforcement", "bounds", "progress", "server_options",
     ]  # fmt: skip
     assert parameters["model"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -92,7 +92,7 @@ def test_every_method_answers_in_the_contracts_types(client: LlamaClient) -> Non
 def test_the_description_has_its_keys_and_is_json(client: LlamaClient) -> None:
     described: Any = client.describe()
     assert list(described) == [
-        "client_class", "default_model", "backend", "capabilities", "server", "counters",
+        "client_class", "default_model", "backend", "capabilities", "server", "queue", "counters",
     ]  # fmt: skip
     assert json.loads(json.dumps(described)) == described
     assert {

@@ -203,6 +203,7 @@ class FakeServer:
         tools: Whether its model's template knows tools.
         api_key: The key it asks for.
         listed: The models it lists.
+        slots: How many requests it says to work on at once.
     """
 
     def __init__(
@@ -213,12 +214,14 @@ class FakeServer:
         tools: bool = False,
         api_key: str | None = None,
         listed: Sequence[str] = (MODEL,),
+        slots: int = 4,
     ) -> None:
         self.llama_cpp = llama_cpp
         self.llguidance = llguidance
         self.tools = tools
         self.api_key = api_key
         self.listed = list(listed)
+        self.slots = slots
         self.healthy = True
         self.requests: list[Request] = []
         self._script: deque[Behaviour] = deque()
@@ -320,7 +323,7 @@ class FakeServer:
                 caps = {"supports_tools": self.tools, "supports_tool_calls": self.tools}
                 return 200, {
                     "default_generation_settings": {"n_ctx": CONTEXT},
-                    "total_slots": 4,
+                    "total_slots": self.slots,
                     "modalities": {"vision": False},
                     "endpoint_slots": True,
                     "endpoint_metrics": True,

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import importlib.util
 import inspect
+import json
 import re
 import socket
 import time
@@ -271,6 +272,39 @@ async def test_deadlines_are_instants(
         assert caught.value.phase == phase
         assert 0.3 <= time.monotonic() - begun < 2
         assert await noticed(stall)
+
+
+async def test_compiling_a_large_schema_does_not_hold_up_the_loop(
+    client: AsyncLlamaClient, server: FakeServer
+) -> None:
+    """The longest silence of a task that only counts; compiling takes several times as long."""
+    number = {"type": "integer", "minimum": 0, "maximum": 1000}
+    names = [f"p{i}" for i in range(1500)]
+    wanted: dict[str, object] = {
+        "type": "object",
+        "properties": {name: {**number, "multipleOf": i + 1} for i, name in enumerate(names)},
+        "required": names,
+        "additionalProperties": False,
+    }
+    params = LLMChatParams(response_schema=wanted)
+    server.will(says(json.dumps(dict.fromkeys(names, 0))))
+    silences = [0.0]
+
+    async def count() -> None:
+        last = time.monotonic()
+        while True:
+            await anyio.sleep(0.001)
+            last, before = time.monotonic(), last
+            silences.append(last - before)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(count)
+        await anyio.sleep(0.01)
+        begun = time.monotonic()
+        await client.chat("hi", params=params)
+        took = time.monotonic() - begun
+        tasks.cancel_scope.cancel()
+    assert max(silences) < took / 2
 
 
 # --- cancellation -----------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from runtime.errors import (
     TextTooLongError,
 )
 from runtime.inference.clock import Limits
-from runtime.inference.effects import HttpHead, Locate, Open, Read
+from runtime.inference.effects import Enter, HttpHead, Locate, Open, Read
 from runtime.inference.embeddings import TruncatedEmbeddingResult, TruncatedText, embed
 from runtime.inference.vectors import Vectors
 
@@ -49,7 +49,9 @@ def embedded(
         except StopIteration as stop:
             made: EmbeddingResult = stop.value
             return made
-        if isinstance(effect, Locate):
+        if isinstance(effect, Enter):
+            result = None
+        elif isinstance(effect, Locate):
             result = endpoint
         elif isinstance(effect, Open):
             parts = [body, b""]
@@ -182,7 +184,9 @@ class Engine:
             except StopIteration as stop:
                 made: EmbeddingResult = stop.value
                 return made
-            if isinstance(effect, Locate):
+            if isinstance(effect, Enter):
+                result = None
+            elif isinstance(effect, Locate):
                 result = self.endpoint
             elif isinstance(effect, Open):
                 assert effect.request.body is not None
