@@ -12,6 +12,7 @@ from runtime.client._speeds import Measured
 from runtime.client.sync import LlamaClient
 from runtime.inference.flow import client_closed
 from runtime.inference.observation import summed
+from runtime.server.lifecycle import RESTING_STATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -83,6 +84,10 @@ class ClientLoader:
             self._clients.discard(loaded)
             self._past = summed((self._past, loaded.counters()))
         self._book.save()
+
+    def usable(self, name: str, loaded: RoutedClient) -> bool:  # noqa: ARG002 - of the protocol
+        """Whether its server runs, or is being restarted."""
+        return loaded.server is None or loaded.server.state not in RESTING_STATES
 
     def counters(self) -> dict[str, object]:
         """What the requests to all models came to, those that are unloaded included."""

@@ -94,6 +94,10 @@ class ModelPool(Generic[R]):
                 seat = self._seats.get(name)
                 if seat is None:
                     seat = self._begin(name)
+                elif self._is_ruined(seat):
+                    log.warning("%s has failed and is loaded anew", name)
+                    seat.state = State.UNLOADING
+                    self._thread(self._unload, seat)
                 if seat.state is not State.UNLOADING:
                     return self._claim(seat, until, began_at, given_up)
                 self._wait(seat, until, began_at)
@@ -131,6 +135,11 @@ class ModelPool(Generic[R]):
         if self._idle_timeout_s is not None and self._warden is None:
             self._warden = self._thread(self._watch_idleness)
         return seat
+
+    def _is_ruined(self, seat: Seat[R]) -> bool:
+        if seat.state is not State.READY or seat.users or seat.loaded is None:
+            return False
+        return not self._loader.usable(seat.name, seat.loaded)
 
     def _thread(self, target: Callable[..., None], *args: object) -> threading.Thread:
         def work() -> None:
@@ -226,6 +235,7 @@ class ModelPool(Generic[R]):
                 del self._seats[seat.name]
                 seat.error = seat.error or client_closed()
             else:
+                log.info("%s is loaded", seat.name)
                 seat.state, seat.loaded = State.READY, loaded
                 seat.idle_since = time.monotonic()
             self._changed.notify_all()

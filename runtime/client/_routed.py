@@ -99,7 +99,8 @@ class KnownModel:
         self.name = routed.name or own.get("alias") or _name_of(reference)
         self.names = tuple(dict.fromkeys((self.name, reference)))
         # Under the router's name for it the engine knows it, too, so that answers carry it.
-        self.config = ServerConfig(**{**shared, **own, "model": reference, "alias": self.name})
+        given = {"port": 0, **shared, **own, "model": reference, "alias": self.name}
+        self.config = ServerConfig(**given)
         self.tags = tuple(routed.tags)
         self._price = routed.usd_per_million_tokens
         self._store = store
@@ -229,6 +230,12 @@ def known_models(
     """
     if isinstance(models, str) or not models:
         raise ConfigError(f"models is {models!r}.", hint="Pass a list of at least one model.")
+    for name in ("port", "alias"):
+        if name in shared:
+            raise ConfigError(
+                f"{name} cannot be the same for several models.",
+                hint=f"Give it to one of them: ServerConfig(..., {name}=...).",
+            )
     known: dict[str, KnownModel] = {}
     for each in models:
         routed = each if isinstance(each, RoutedModel) else RoutedModel(each)

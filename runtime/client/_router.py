@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 from runtime.client._ranking import CHARS_PER_TOKEN, Task, rank
@@ -20,7 +20,7 @@ from runtime.errors import (
 from runtime.inference import discovery
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Mapping
 
     from runtime.client._loading import RoutedClient
     from runtime.client._pool import ModelPool
@@ -39,6 +39,10 @@ AUTO: Final = "auto"
 """The router's default model: naming it, or none, leaves the choice to the router."""
 
 
+_TRY_AGAIN_S: Final = 60.0
+"""For so long after it could not be loaded, a model is tried only when all others fail, too."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """Where a request may go.
@@ -47,11 +51,13 @@ class Route:
         names: The models to try, best first.
         why: Why the first one is.
         ranking: How they compare; None when the request named one.
+        broken: Those that could not be loaded a moment ago and so come last, and why not.
     """
 
     names: tuple[str, ...]
     why: str
     ranking: Ranking | None = None
+    broken: Mapping[str, str] = field(default_factory=dict)
 
 
 class Router:
@@ -82,6 +88,7 @@ class Router:
         self._profile = profile
         self._budget = budget_bytes
         self._timeout_s = timeout_s
+        self._failures: dict[str, tuple[float, str]] = {}
 
     def named(self, model: str | None) -> str | None:
         """The model that a request names; None when it leaves the choice to the router.
@@ -124,9 +131,20 @@ class Router:
                 excluded=ranking.excluded,
                 hint="Ask for less in its task_profile, or name a model.",
             )
-        names = tuple(each.candidate.name for each in ranking.order)
+        names = [each.candidate.name for each in ranking.order]
+        broken = self._broken(names)
+        names.sort(key=lambda name: name in broken)
         why = f"first of {len(names)} by {task.priority}" if len(names) > 1 else "the only one left"
-        return Route(names=names, why=why, ranking=ranking)
+        return Route(names=tuple(names), why=why, ranking=ranking, broken=broken)
+
+    def _broken(self, names: Iterable[str]) -> dict[str, str]:
+        since = time.monotonic() - _TRY_AGAIN_S
+        failures = {name: self._failures.get(name) for name in names}
+        return {
+            name: f"it could not be loaded: {failure[1]}"
+            for name, failure in failures.items()
+            if failure is not None and failure[0] > since
+        }
 
     def enter(
         self, route: Route, given_up: Callable[[], bool] = lambda: False
@@ -140,6 +158,7 @@ class Router:
         """
         began_at = time.monotonic()
         failed: dict[str, BaseException] = {}
+        broken = dict(route.broken)
         loaded = self._pool.loaded()
         for name in route.names:
             try:
@@ -150,9 +169,13 @@ class Router:
                 if isinstance(exc.error, RequestTimeoutError | EngineNotRunningError):
                     raise exc.error.with_traceback(None) from None
                 failed[name] = exc.error
+                self._failures[name] = (time.monotonic(), str(exc.error))
+                broken |= self._broken([name])
                 continue
+            self._failures.pop(name, None)
+            broken.pop(name, None)
             waited_s = time.monotonic() - began_at
-            return name, lease, _note(route, name, failed, name in loaded, waited_s)
+            return name, lease, _note(route, name, broken, name in loaded, waited_s)
         raise failed[route.names[0]].with_traceback(None)
 
     def answer(
@@ -198,9 +221,9 @@ class Router:
 def without_model(request: object) -> LLMRequest:
     """The request, or its look-alike, with the choice of the model taken out of it."""
     values: dict[str, Any] = {
-        field.name: getattr(request, field.name)
-        for field in fields(LLMRequest)
-        if hasattr(request, field.name)
+        each.name: getattr(request, each.name)
+        for each in fields(LLMRequest)
+        if hasattr(request, each.name)
     }
     return LLMRequest(**values | {"model": None})
 
@@ -231,18 +254,15 @@ def _task(wish: Wish, profile: object) -> Task:
 
 
 def _note(
-    route: Route, name: str, failed: Mapping[str, BaseException], loaded: bool, waited_s: float
+    route: Route, name: str, broken: Mapping[str, str], loaded: bool, waited_s: float
 ) -> dict[str, object]:
-    first = not failed
     ranking = route.ranking
+    better = "" if not broken else ", for what could be loaded"
     return {
         "chosen": name,
-        "why": route.why if first else f"what ranked before it could not be loaded ({route.why})",
+        "why": route.why + better,
         "considered": [each.note() for each in ranking.order] if ranking else [],
-        "excluded": {
-            **(ranking.excluded if ranking else {}),
-            **{each: f"it could not be loaded: {error}" for each, error in failed.items()},
-        },
+        "excluded": {**(ranking.excluded if ranking else {}), **broken},
         "was_loaded": loaded,
         "waited_ms": round(waited_s * 1000, 1),
     }

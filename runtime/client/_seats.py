@@ -27,6 +27,10 @@ class Loader(Protocol[R]):
         """End it; its memory is free when this returns."""
         ...
 
+    def usable(self, name: str, loaded: R) -> bool:
+        """Whether it still works; one that does not is unloaded and loaded anew. Called often."""
+        ...
+
     def measured_bytes(self, name: str, loaded: R) -> int | None:
         """What it takes now, where that can be seen; called often."""
         ...

@@ -1,7 +1,7 @@
 """How fast models are on this machine, learned from real requests and kept between runs.
 
-One JSON file in the state folder. It only ever saves guessing: what cannot be read or written, or
-makes no sense, is as good as not there.
+One JSON file below the state folder. It only ever saves guessing: what cannot be read or written,
+or makes no sense, is as good as not there.
 """
 
 from __future__ import annotations
@@ -193,11 +193,11 @@ class SpeedBook:
     """What was measured, by key. Any thread may use it, and other processes share the file.
 
     Args:
-        path: The file; None for the one in the state folder.
+        path: The file, in a folder that nobody else reads; None for the one below the state folder.
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path or directories().state / "speeds.json"
+        self._path = path or directories().state / "routing" / "speeds.json"
         self._lock = threading.Lock()
         self._known = _read(self._path)
         self._pending: dict[str, Measured] = {}

@@ -37,7 +37,8 @@ class Limits:
         stall_timeout_s: Seconds between two pieces of a streamed answer.
         connect_timeout_s: Seconds to connect.
         max_retries: How often a request is sent again: as it is when its answer did not begin or
-            broke off, counted anew whenever it got further in between; with a new seed when the
+            broke off, counted anew whenever it got further in between, and not counted when a
+            managed engine was replaced, which has a bound of its own; with a new seed when the
             answer was not what its schema asks for.
     """
 

@@ -271,12 +271,12 @@ def _located(ask: _Ask) -> Flow[Endpoint]:
         CrashingRequestError: The engine died because of this request.
     """
     clock, course, incidents = ask.clock, ask.course, ask.backend.incidents
-    since = clock.now
     endpoint = yield from _located_once(ask)
     if endpoint.generation != course.generation:
         if endpoint.generation:
             course.there(clock.now)
         if course.generation:
+            course.replaced()
             died_of = endpoint.predecessor_died_of
             if endings := incidents.died(ask.ticket, course.generation, died_of):
                 raise failures.crashing_request(endings, partial_text=course.partial)
@@ -286,7 +286,7 @@ def _located(ask: _Ask) -> Flow[Endpoint]:
             raise clock.timeout("total", partial_text=course.partial, doing=doing)
         yield Pause(_TURN_LOOK_S)
         endpoint = yield from _located_once(ask)
-    course.waited(clock.now - since)
+    course.located(clock.now)
     return endpoint
 
 
@@ -332,9 +332,10 @@ def _stream(ask: _Ask, answer: Answer, endpoint: Endpoint) -> Flow[None]:
     clock, course, emit = ask.clock, ask.course, ask.emit
     replay = course.replay() if emit else None
     interrupted = course.interrupted
+    moving = False
     decoder = SseDecoder()
     while not answer.done:
-        phase: Phase = "stall" if answer.moves else "first_token"
+        phase: Phase = "stall" if moving else "first_token"
         try:
             data: bytes = yield Read(clock.until(phase))
         except ExpiredError as exc:
@@ -351,12 +352,13 @@ def _stream(ask: _Ask, answer: Answer, endpoint: Endpoint) -> Flow[None]:
                 deltas = answer.add_event(event)
             except ConnectionLostError as exc:  # it says itself that it failed
                 raise BrokeOffError(exc, reached=True) from exc
-            if answer.moves:
+            moving = moving or answer.moves
+            if moving:
                 clock.mark()  # comments and progress do not count: no token came
             elif answer.progress is not None:
                 _expect_prompt(ask, answer)
             if not emit:
-                if interrupted and answer.moves:
+                if interrupted and moving:
                     interrupted = False
                     course.goes_on(clock.now)
                 continue

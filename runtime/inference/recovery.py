@@ -191,7 +191,7 @@ class Interruption:
         breaks: How often it broke off before something new came.
         how: ``resent``: nothing had been handed out. ``replayed``: asked for again, and what had
             been handed out came again. ``continued``: it did not, so the engine went on from there.
-        engine_ms: Milliseconds until there was a server to ask again.
+        engine_ms: Milliseconds from the break until there was a server to be asked again.
         pause_ms: Milliseconds from the break until something new came, ``engine_ms`` included.
     """
 
@@ -274,10 +274,14 @@ class Course:
         """The server answers, or is known to come back."""
         self._there_s = now
 
-    def waited(self, seconds: float) -> None:
-        """So long it took until there was a server."""
+    def replaced(self) -> None:
+        """The engine process is another one: that counts against its restarts, not the retries."""
+        self._tries = max(0, self._tries - 1)
+
+    def located(self, now: float) -> None:
+        """There is a server to be asked again."""
         if self._open is not None:
-            self._open.engine_s += seconds
+            self._open.engine_s = now - self._open.since
 
     def broke_off(self, answer: Answer, exc: BrokeOffError, now: float) -> float | None:
         """Take down that an attempt broke off.

@@ -9,6 +9,7 @@ quote the answer.
 from __future__ import annotations
 
 import functools
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -27,7 +28,8 @@ _SECOND_BUCKETS: Final = tuple(0.01 * 2**power for power in range(14))
 def telemetry() -> Telemetry | None:
     """The way to OpenTelemetry; None where its API is not installed. Looked for once a process."""
     try:
-        from opentelemetry import metrics, trace  # noqa: PLC0415 - optional
+        trace = import_module("opentelemetry.trace")  # optional, so nothing is known of its types
+        metrics = import_module("opentelemetry.metrics")
     except ImportError:
         return None
     return Telemetry(trace, metrics)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ import psutil
 import pytest
 
 from runtime import (
+    ConfigError,
     LLMChatParams,
     LLMClient,
     LLMMessage,
@@ -21,6 +24,7 @@ from runtime import (
     ModelNotFoundError,
     NoModelFitsError,
     RequestTimeoutError,
+    RestartPolicy,
     RoutedModel,
     RoutingClient,
     ServerConfig,
@@ -161,7 +165,7 @@ def test_speeds_are_learned_and_outlive_the_client(files: dict[str, str]) -> Non
         client.generate(request(tags=("fast",)))
         for _ in client.stream(request(tags=("fast",))):
             pass
-    stored = json.loads((directories().state / "speeds.json").read_text())["models"]
+    stored = json.loads((directories().state / "routing" / "speeds.json").read_text())["models"]
     (measured,) = stored.values()
     assert measured["answers"] == 2
     assert measured["decode_tokens"] == 16
@@ -206,6 +210,34 @@ def test_an_open_stream_keeps_its_model_and_who_needs_its_room_waits(
             other.close()
             assert waiting.result(20).model == "large"
         assert is_gone(pid)
+
+
+def test_a_stream_that_is_dropped_lets_its_model_go(client: RoutingClient) -> None:
+    stream = client.stream_chat("hi", model="small", params=LLMChatParams(max_tokens=400))
+    next(stream)
+    residency: Any = client.describe()["residency"]
+    assert residency["small"]["users"] == 1
+    del stream, residency
+    residency = client.describe()["residency"]
+    assert residency["small"]["users"] == 0
+    described: Any = client.describe()
+    assert described["counters"]["cancelled"] == 1
+
+
+def test_a_stream_that_waits_for_room_can_be_closed(files: dict[str, str]) -> None:
+    with (
+        RoutingClient(models(files), ctx_size=512, memory_budget_bytes=BUDGET) as client,
+        client.stream_chat("hi", model="small", params=LLMChatParams(max_tokens=400)) as busy,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        next(busy)
+        waits = client.stream_chat("hi", model="large", params=BRIEF)
+        reading = threads.submit(list[Any], waits)
+        wait_until("it waits", lambda: "large" in str(client.describe()["residency"]))
+        waits.close()
+        assert reading.result(5) == []
+        wait_until("nobody waits", lambda: "large" not in str(client.describe()["residency"]))
+        assert list(pids(client)) == ["small"]
 
 
 def test_an_unused_model_goes_after_a_while_and_comes_back(files: dict[str, str]) -> None:
@@ -258,8 +290,27 @@ def test_one_that_cannot_be_loaded_gives_way(files: dict[str, str], tmp_path: Pa
         reply = client.generate(request(priority="quality"))
         assert reply.model == "small"
         assert "could not be loaded" in routing(reply)["excluded"]["gone"]
+        again = routing(client.generate(request(priority="quality")))
+        assert again["chosen"] == "small"
+        assert "could not be loaded" in again["excluded"]["gone"], "told, but not tried again"
         with pytest.raises(ModelNotFoundError):
             client.chat("hi", model="gone")
+
+
+def test_a_server_that_failed_for_good_is_replaced(files: dict[str, str]) -> None:
+    config = ServerConfig(model=files["small"], restart=RestartPolicy(enabled=False))
+    with RoutingClient([config], ctx_size=512) as client:
+        first = client.chat("hi", params=BRIEF)
+        (pid,) = pids(client).values()
+        os.kill(pid, signal.SIGKILL)
+
+        def state() -> object:
+            snapshot = client.server_snapshot()
+            return snapshot and snapshot["state"]
+
+        wait_until("its server has failed", lambda: state() == "failed")
+        assert client.chat("hi", params=BRIEF).text == first.text
+        assert state() == "ready"
 
 
 def test_everything_ends_with_close(files: dict[str, str]) -> None:
@@ -312,12 +363,24 @@ def test_everything_ends_with_the_process(files: dict[str, str], end: str) -> No
     wait_until("both engines are gone", lambda: is_gone(small) and is_gone(large))
 
 
+def test_a_port_for_all_is_nobodys(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_RUNTIME_PORT", "1")
+    with pytest.raises(ConfigError, match="port"):
+        RoutingClient(models(files), port=1)
+    with RoutingClient(models(files), ctx_size=512) as client:
+        assert client.chat("hi", model="small", params=BRIEF).text
+
+
 def test_a_configuration_is_a_model_and_the_description_is_json(files: dict[str, str]) -> None:
     config = ServerConfig(model=files["small"], ctx_size=256, alias="mine")
     with RoutingClient([config, files["large"]], ctx_size=512) as client:
         assert client.chat("hi", model="mine", params=BRIEF).model == "mine"
         described: Any = client.describe()
         assert list(described["models"]) == ["mine"]
+        assert {
+            "name", "kind", "default_model", "base_url", "config_hash", "max_retries",
+            "model_patterns", "model", "context_window",
+        } <= set(described["backend"])  # fmt: skip
         assert described["models"]["mine"]["server"]["context"]["actual"] == 256
         assert described["backend"]["models"]["large"]["server"]["ctx_size"] == 512
         assert json.loads(json.dumps(described["backend"])) == described["backend"]

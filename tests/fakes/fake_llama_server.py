@@ -140,12 +140,33 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             os.kill(os.getpid(), signal.SIGSEGV)
 
+    def _tell(self, body: dict[str, Any]) -> None:
+        """A long story, piece by piece; a poisonous prompt kills the engine in the middle of it."""
+        asked = body["messages"][-1]["content"]
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        self.close_connection = True
+        for number in range(FAKE["story"]):
+            choice = {"index": 0, "delta": {"content": f"{asked} {number}. "}}
+            data = json.dumps({"choices": [{**choice, "finish_reason": None}]})
+            self.wfile.write(f"data: {data}\n\n".encode())
+            self.wfile.flush()
+            time.sleep(0.02)
+            if "poison" in asked and number == 3:
+                os.kill(os.getpid(), signal.SIGSEGV)
+        data = json.dumps({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+        self.wfile.write(f"data: {data}\n\ndata: [DONE]\n\n".encode())
+
     def do_POST(self) -> None:
         """Every decoding request gets the same short answer."""
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", "0"))) or b"{}")
         if "record_posts" in FAKE:
             with Path(FAKE["record_posts"]).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(body) + "\n")
+        if "story" in FAKE and body.get("stream"):
+            self._tell(body)
+            return
         if "answer" in FAKE and body.get("stream"):
             self._stream(FAKE["answer"])
             return

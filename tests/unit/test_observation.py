@@ -18,6 +18,7 @@ from runtime import (
     LlamaClient,
     LLMChatParams,
     LLMError,
+    LLMResponse,
     ServerStatusError,
 )
 from runtime.inference.effects import BrokenError, Emit, Flow, HttpHead, HttpRequest, Open, Read
@@ -199,6 +200,19 @@ def test_texts_in_several_requests_are_no_retries(client: LlamaClient, server: F
     assert posted > 1
     assert counters(client)["retries"] == 0
     assert counters(client)["requests"] == 1
+
+
+def test_recoveries_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, RECORDS)
+    observer = Observer()
+
+    def recovered() -> Flow[LLMResponse]:
+        yield from ()
+        return LLMResponse(text="", raw={"recovery": {"count": 2}})
+
+    list(observer.watch(recovered(), ASKED))
+    assert observer.counters()["recoveries"] == 2
+    assert told(caplog).recoveries == 2
 
 
 def test_threads_lose_no_count() -> None:

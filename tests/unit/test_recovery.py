@@ -88,7 +88,7 @@ class Engine:
     """Performs the effects of one conversation: an answer for each time it is asked.
 
     Each attempt is a list of packets, ended by an exception where it breaks off; each broken one is
-    followed by a new process, unless ``same_process``.
+    followed by a new process.
     """
 
     def __init__(self, *attempts: Sequence[Any], died_of: str | None = None) -> None:
@@ -124,7 +124,8 @@ class Engine:
         match effect:
             case Locate():
                 died_of = self.died_of if self.generation > 1 else None
-                return replace(endpoint, generation=self.generation, predecessor_died_of=died_of)
+                generation = self.generation if endpoint.generation else 0
+                return replace(endpoint, generation=generation, predecessor_died_of=died_of)
             case Open(request=request):
                 self.bodies.append(json.loads(request.body or b"{}"))
                 self.now = self.attempts.pop(0)
@@ -343,11 +344,24 @@ def test_an_answer_that_gets_on_each_time_is_not_given_up() -> None:
 @pytest.mark.parametrize("retries", [0, 1, 3])
 def test_one_that_does_not_is_given_up_with_what_came(retries: int, emit: bool) -> None:
     engine = Engine(*[[*events_of(["a", "b"])[:3], DIED]] * 9)
+    attached = replace(ENDPOINT, generation=0)
     with pytest.raises(ConnectionLostError, match="broke before") as caught:
-        engine.run(limits=Limits(max_retries=retries), emit=emit)
+        engine.run(limits=Limits(max_retries=retries), emit=emit, endpoint=attached)
     assert caught.value.partial_text == "ab"
     assert len(engine.bodies) == retries + 1
     assert engine.text == ("ab" if emit else "")
+
+
+def test_a_managed_engine_has_a_bound_of_its_own() -> None:
+    """What others do to it does not use up the retries of this request."""
+    broken = [*events_of(["a", "b"])[:3], DIED]
+    engine = Engine(*[broken] * 7, events_of(["a", "b", "c"]))
+    reply = engine.run(limits=Limits(max_retries=1))
+    assert reply.text == engine.text == "abc"
+    raw: Any = reply.raw
+    assert raw["recovery"]["count"] == 7
+    with pytest.raises(ConnectionLostError):
+        Engine(broken, events_of(["a"])).run(limits=Limits(max_retries=0))
 
 
 def test_a_server_that_was_there_may_refuse_for_a_while() -> None:

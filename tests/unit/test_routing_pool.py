@@ -36,6 +36,7 @@ class Shelf:
     Attributes:
         sizes: What each takes.
         grown: What each was seen to take, where that differs.
+        ruined: Things that no longer work.
         gate: Loading waits for it.
         broken: Names that do not load.
     """
@@ -44,6 +45,7 @@ class Shelf:
         self.sizes = sizes
         self.budget = budget
         self.grown: dict[str, int] = {}
+        self.ruined: set[Thing] = set()
         self.gate = threading.Event()
         self.gate.set()
         self.broken: set[str] = set()
@@ -78,6 +80,9 @@ class Shelf:
             loaded.ended = True
             self.unloads.append(name)
             del self.held[name]
+
+    def usable(self, name: str, loaded: Thing) -> bool:
+        return loaded not in self.ruined
 
     def measured_bytes(self, name: str, loaded: Thing) -> int | None:
         return self.grown.get(name)
@@ -230,6 +235,18 @@ def test_a_model_that_does_not_load_tells_all_who_wait_and_may_be_tried_again(
         assert lease.loaded.name == "a"
 
 
+def test_what_no_longer_works_is_loaded_anew_once_nobody_uses_it(pools: Pools) -> None:
+    pool, shelf = pools({"a": 8}, 8)
+    with take(pool, "a") as lease:
+        shelf.ruined.add(lease.loaded)
+        with take(pool, "a") as other:
+            assert other.loaded is lease.loaded
+        assert not lease.loaded.ended
+    with take(pool, "a") as again:
+        assert again.loaded is not lease.loaded
+    assert (shelf.loads, shelf.unloads) == (["a", "a"], ["a"])
+
+
 def test_what_nobody_uses_goes_after_a_while(pools: Pools) -> None:
     pool, shelf = pools({"a": 1, "b": 1}, 8, idle_timeout_s=0.1)
     with take(pool, "a"):
@@ -282,6 +299,21 @@ def test_who_gives_up_is_let_go(pools: Pools) -> None:
         pool.nudge()
         assert isinstance(waiting.exception(5), EngineNotRunningError)
     assert pool.table()["a"]["users"] == 0
+
+
+def test_room_is_not_waited_for_when_nobody_wants_the_model_any_more(pools: Pools) -> None:
+    pool, shelf = pools({"a": 8, "b": 8}, 8)
+    given_up = threading.Event()
+    with take(pool, "a"), ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(
+            pool.acquire, "b", until=time.monotonic() + 30, given_up=given_up.is_set
+        )
+        wait_until("it waits", lambda: pool.table().get("b", {}).get("users") == 1)
+        given_up.set()
+        pool.nudge()
+        assert isinstance(waiting.exception(5), EngineNotRunningError)
+        wait_until("b is off the table", lambda: "b" not in pool.table())
+    assert shelf.loads == ["a"]
 
 
 @pytest.mark.parametrize("seed", range(4))
