@@ -10,12 +10,20 @@ from runtime.client._options import embedding_config
 from runtime.client._settings import capabilities, client_settings, config_snapshot
 from runtime.client._sources import AttachedSource, EndpointSource, ManagedSource
 from runtime.contracts import BackendStatus, LLMChatParams, Provenance
-from runtime.inference import counting, embeddings, flow, messages, payload, structured
+from runtime.inference import (
+    conversation,
+    counting,
+    embeddings,
+    flow,
+    payload,
+    structured,
+)
 from runtime.inference.bounds import Bounds
 from runtime.inference.clock import Limits
 from runtime.inference.names import public_name
 from runtime.inference.observation import Asked, Observer, asked_of
-from runtime.inference.policy import EnforcementLevel, OnTruncation, Policy
+from runtime.inference.places import Places
+from runtime.inference.policy import EnforcementLevel, Fitting, OnTruncation, Policy
 from runtime.inference.queueing import DEFAULT_MAX_QUEUE
 from runtime.inference.reply import Backend
 from runtime.inference.switchboard import Switchboard
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
         LLMMessage,
         LLMRequest,
         LLMResponse,
+        ToolSpec,
     )
     from runtime.inference.effects import Flow
     from runtime.inference.payload import Wish
@@ -65,6 +74,7 @@ class ClientCore:
         on_truncation: OnTruncation = "error",
         enforcement: EnforcementLevel = "best",
         bounds: Bounds | None = None,
+        fit: Fitting = "error",
         progress: Callable[[PullProgress], None] | None = None,
         **server_options: Unpack[ServerOptions],
     ) -> None:
@@ -96,6 +106,9 @@ class ClientCore:
                 decoding; ``"best"`` leaves the rest to validation. Overridden likewise.
             bounds: How much a structured answer may hold where its schema sets no bound; None for
                 the defaults. Overridden likewise, also by a dict of single ones.
+            fit: What becomes of a conversation that leaves the answer no room: ``"error"`` raises,
+                ``"drop_oldest"`` leaves out its oldest messages and says in ``raw["fit"]`` which.
+                Overridden likewise.
             progress: Told about the download of models that are not on this machine yet.
             server_options: Fields of :class:`runtime.ServerConfig`.
 
@@ -117,7 +130,10 @@ class ClientCore:
             embedding_model=embedding_model,
             offline=offline,
             policy=Policy(
-                on_truncation=on_truncation, enforcement=enforcement, bounds=bounds or Bounds()
+                on_truncation=on_truncation,
+                enforcement=enforcement,
+                bounds=bounds or Bounds(),
+                fit=fit,
             ),
             limits=limits,
             max_queue=max_queue,
@@ -134,6 +150,8 @@ class ClientCore:
         self._managed: ManagedSource | None = None
         self._embedder: ManagedSource | None = None
         self._source: EndpointSource
+        # Others than we may use a server that runs already: there the engine gives out its slots.
+        self._places = Places() if settings.server is not None else None
         if settings.server is not None:
             self._source = self._managed = self._managed_source(settings.server)
         else:
@@ -200,14 +218,23 @@ class ClientCore:
         own = self._default_model()
         asked = asked_of(wish, model=own, backend=self._settings.name, stream=emit)
         return self._observer.watch(
-            flow.converse(wish, self._limits, self._backend, emit=emit), asked
+            conversation.converse(
+                wish, self._limits, self._backend, emit=emit, places=self._places
+            ),
+            asked,
         )
 
-    def _counting(self, text_or_messages: str | Sequence[LLMMessage]) -> Flow[int]:
-        if isinstance(text_or_messages, str):
-            return counting.count_text(text_or_messages, self._limits)
-        made = messages.openai_messages(text_or_messages)
-        return counting.count_chat(made, self._limits)
+    def _counting(
+        self,
+        given: str | Sequence[LLMMessage] | LLMRequest,
+        tools: Sequence[ToolSpec],
+        params: LLMChatParams | None,
+    ) -> Flow[int]:
+        if isinstance(given, str) and not tools and params is None:
+            return counting.count_text(given, self._limits)
+        policy = self._settings.policy
+        wish = payload.from_prompt(given, tools=tools, params=params, policy=policy)
+        return counting.count_prompt(wish, self._limits)
 
     def _embedding(
         self, source: EndpointSource, texts: list[str], model: str | None, *, truncate: bool
@@ -217,6 +244,8 @@ class ClientCore:
             model=model or public_name(source.current),
             backend=self._settings.name,
         )
+        if source is self._source and self._places is not None:
+            self._places.leave_alone()
         wanted = embeddings.embed(texts, self._limits, model=model, truncate=truncate)
         return self._observer.watch(wanted, asked)
 

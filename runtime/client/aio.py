@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         LLMRequest,
         LLMResponse,
         LLMStreamEvent,
+        ToolSpec,
     )
     from runtime.inference.effects import Flow
     from runtime.inference.embeddings import TruncatedEmbeddingResult
@@ -180,10 +181,16 @@ class AsyncLlamaClient(ClientCore):
         """Whether a request sent now would be served; never raises."""
         return await self._threads.run(self._health)
 
-    async def count_tokens(self, text_or_messages: str | Sequence[LLMMessage]) -> int:
+    async def count_tokens(
+        self,
+        text_or_messages: str | Sequence[LLMMessage] | LLMRequest,
+        *,
+        tools: Sequence[ToolSpec] = (),
+        params: LLMChatParams | None = None,
+    ) -> int:
         """Tokens by the engine's own count; see :meth:`runtime.LlamaClient.count_tokens`."""
         await self.start()
-        return await self._run(self._source, self._counting(text_or_messages))
+        return await self._run(self._source, self._counting(text_or_messages, tools, params))
 
     async def parse(
         self,

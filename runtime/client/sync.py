@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         LLMRequest,
         LLMResponse,
         LLMStreamEvent,
+        ToolSpec,
     )
     from runtime.inference.effects import Flow
     from runtime.inference.embeddings import TruncatedEmbeddingResult
@@ -185,17 +186,26 @@ class LlamaClient(ClientCore):
         """Whether a request sent now would be served; never raises."""
         return self._health()
 
-    def count_tokens(self, text_or_messages: str | Sequence[LLMMessage]) -> int:
+    def count_tokens(
+        self,
+        text_or_messages: str | Sequence[LLMMessage] | LLMRequest,
+        *,
+        tools: Sequence[ToolSpec] = (),
+        params: LLMChatParams | None = None,
+    ) -> int:
         """Tokens by the engine's own count.
 
         Args:
-            text_or_messages: A text, counted by itself, or messages, counted as the prompt that the
-                model's chat template makes of them.
+            text_or_messages: A text, counted by itself; or messages or a whole request, counted as
+                the prompt that is made of them: what ``usage.prompt_tokens`` of an answer will be.
+            tools: The tools that the request offers.
+            params: Its parameters: a schema and a ``tool_choice`` may add to the prompt. With
+                tools or parameters a text counts as one user message.
 
         Raises:
             LLMCapabilityError: The server cannot count.
         """
-        return self._run(self._counting(text_or_messages))
+        return self._run(self._counting(text_or_messages, tools, params))
 
     def parse(
         self,

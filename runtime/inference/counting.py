@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import LLMBadResponseError, LLMCapabilityError
-from runtime.inference import failures
+from runtime.errors import ContextOverflowError, LLMBadResponseError, LLMCapabilityError
+from runtime.inference import failures, payload
 from runtime.inference.clock import Clock
+from runtime.inference.effects import locate
 from runtime.inference.flow import CHAT_PATH, fetch, post
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from runtime.engines.base import Endpoint
     from runtime.inference.clock import Limits
     from runtime.inference.effects import Flow, HttpRequest
+    from runtime.inference.payload import Wish
 
 _MISSING = {404, 405, 501}
 
@@ -41,13 +43,22 @@ def count_text(text: str, limits: Limits) -> Flow[int]:
     return len(tokens)
 
 
-def count_chat(messages: Sequence[dict[str, object]], limits: Limits) -> Flow[int]:
-    """Tokens of the prompt that these messages become.
+def count_prompt(wish: Wish, limits: Limits) -> Flow[int]:
+    """Tokens of the prompt that a request becomes, with its tools and all that is told besides.
+
+    What would be sent is sent to be counted: the result is what ``usage.prompt_tokens`` will be.
 
     Raises:
         LLMCapabilityError: The server cannot count.
     """
-    asked = {"messages": list(messages)}
+
+    def asked(endpoint: Endpoint) -> dict[str, object]:
+        made, _ = payload.body(wish, endpoint, seed=0, stream=False)
+        return made
+
+    endpoint = yield from locate(limits.request_timeout_s)
+    if endpoint.kind == "llama-cpp-python":
+        return (yield from _count_by_asking(asked, limits))
     endpoint, found = yield from ask(f"{CHAT_PATH}/input_tokens", asked, limits)
     if found is not None:
         return count_of(found, "input_tokens")
@@ -64,13 +75,40 @@ def count_chat(messages: Sequence[dict[str, object]], limits: Limits) -> Flow[in
     return len(found["tokens"])
 
 
+def _count_by_asking(
+    asked: Callable[[Endpoint], Mapping[str, object]], limits: Limits
+) -> Flow[int]:
+    """What llama-cpp-python says of an answer of one token: it has no other way to count a chat.
+
+    The prompt that it computes for that is still there when the request itself comes.
+    """
+
+    def short(endpoint: Endpoint) -> dict[str, object]:
+        steering = {"grammar", "response_format"}  # of no effect on the prompt
+        made = {name: value for name, value in asked(endpoint).items() if name not in steering}
+        return {**made, "max_tokens": 1}
+
+    try:
+        endpoint, found = yield from ask(CHAT_PATH, short, limits)
+    except ContextOverflowError as exc:
+        if exc.prompt_tokens is None:
+            raise
+        return exc.prompt_tokens
+    if found is None:
+        raise _incapable(endpoint)
+    return count_of(found.get("usage") or {}, "prompt_tokens")
+
+
 def ask(
-    path: str, body: Mapping[str, object], limits: Limits
+    path: str,
+    body: Mapping[str, object] | Callable[[Endpoint], Mapping[str, object]],
+    limits: Limits,
 ) -> Flow[tuple[Endpoint, dict[str, Any] | None]]:
     """What a path answers; None when the server does not have it."""
 
     def request(endpoint: Endpoint) -> HttpRequest:
-        return post(endpoint, path, {"model": endpoint.model, **body})
+        made = body(endpoint) if callable(body) else body
+        return post(endpoint, path, {"model": endpoint.model, **made})
 
     endpoint, head, answer = yield from fetch(request, Clock(limits))
     if head.status in _MISSING:

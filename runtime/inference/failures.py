@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 # llama-cpp-python and OpenAI say it in prose only; llama.cpp's embeddings too, with status 500.
 _OVERFLOWS = (
     re.compile(
+        r"maximum context length is (?P<context>\d+) tokens.*?"
+        r"\((?P<prompt>\d+) in (?:the|your) (?:messages|prompt)",
+        re.DOTALL,
+    ),
+    re.compile(
         r"maximum context length is (?P<context>\d+) tokens.*?(?P<prompt>\d+) tokens", re.DOTALL
     ),
     re.compile(r"Requested tokens \((?P<prompt>\d+)\) exceed context window of (?P<context>\d+)"),

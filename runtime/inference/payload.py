@@ -110,7 +110,12 @@ class Wish:
 
 
 def from_chat(
-    messages: object, *, model: str | None, params: object, policy: Policy = _PLAIN
+    messages: object,
+    *,
+    model: str | None,
+    params: object,
+    tools: Any = (),
+    policy: Policy = _PLAIN,
 ) -> Wish:
     """The wish of a ``chat`` or ``stream_chat`` call; ``params`` may be None.
 
@@ -124,7 +129,7 @@ def from_chat(
         max_tokens=getattr(params, "max_tokens", None),
         response_schema=getattr(params, "response_schema", None),
         response_format=None,
-        tools=(),
+        tools=tools,
         options=getattr(params, "provider_options", None),
         policy=policy,
     )
@@ -152,6 +157,23 @@ def from_request(request: object, *, policy: Policy = _PLAIN) -> Wish:
         options=getattr(request, "provider_options", None),
         policy=policy,
     )
+
+
+def from_prompt(
+    given: object, *, tools: Any = (), params: object = None, policy: Policy = _PLAIN
+) -> Wish:
+    """The wish whose prompt is to be counted: of a request, or of messages and what goes with them.
+
+    Raises:
+        LLMInvalidRequestError: Something in it cannot be right.
+    """
+    if hasattr(given, "messages"):
+        if tools or params is not None:
+            raise LLMInvalidRequestError(
+                "A request has its own tools and parameters.", hint="Give them in the request."
+            )
+        return replace(from_request(given, policy=policy), model=None)
+    return from_chat(given, model=None, params=params, tools=tools, policy=policy)
 
 
 def _wish(

@@ -1,4 +1,4 @@
-"""What a caller wants of structured answers, beyond their schema."""
+"""What a caller wants beyond the contract's parameters: of structured answers, of long prompts."""
 
 from __future__ import annotations
 
@@ -11,27 +11,32 @@ from runtime.inference.bounds import Bounds
 
 OnTruncation = Literal["error", "close"]
 EnforcementLevel = Literal["best", "strict"]
+Fitting = Literal["error", "drop_oldest"]
 
 _WORDS: Final = {
     "on_truncation": get_args(OnTruncation),
     "enforcement": get_args(EnforcementLevel),
+    "fit": get_args(Fitting),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """How structured answers are dealt with.
+    """How structured answers and long prompts are dealt with.
 
     Attributes:
         on_truncation: What becomes of one that the token budget cut off: an error, or closed with
             the shortest valid completion.
         enforcement: Whether a schema that cannot be enforced to the full while decoding is refused.
         bounds: What bounds decoding where the schema sets none.
+        fit: What becomes of a conversation that is too long: an error, or its oldest messages are
+            dropped.
     """
 
     on_truncation: OnTruncation = "error"
     enforcement: EnforcementLevel = "best"
     bounds: Bounds = field(default_factory=Bounds)
+    fit: Fitting = "error"
 
     def __post_init__(self) -> None:
         for name, words in _WORDS.items():

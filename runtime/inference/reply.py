@@ -248,6 +248,14 @@ def _why_empty(answer: Answer) -> str:
     return "The token budget was empty." if cut else "A stop text came first."
 
 
+def _length_limit(answer: Answer, attempt: Attempt) -> str | None:
+    """What ended an answer of which more was to come; None where nobody counted its tokens."""
+    count = answer.usage.completion_tokens if answer.usage else None
+    if count is None:
+        return None
+    return "max_tokens" if count >= attempt.max_tokens else "context"
+
+
 def _notes(answer: Answer, attempt: Attempt) -> dict[str, object]:
     notes: dict[str, object] = {
         "seed": attempt.seed,
@@ -257,8 +265,9 @@ def _notes(answer: Answer, attempt: Attempt) -> dict[str, object]:
     }
     if timings := answer.timings:
         notes["timings"] = timings
-        if "cache_n" in timings and "prompt_n" in timings:
-            notes["cache"] = {"reused": timings["cache_n"], "processed": timings["prompt_n"]}
+    notes["cache"] = answer.cache
+    if answer.finish_reason == "length":
+        notes["length_limit"] = _length_limit(answer, attempt)
     if attempt.repair:
         notes["history"] = "reordered" if attempt.repair == 1 else "flattened"
     if attempt.recovery:

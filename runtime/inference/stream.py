@@ -218,6 +218,18 @@ class Answer:
         return tuple(self.calls.values())
 
     @property
+    def cache(self) -> dict[str, int] | None:
+        """Tokens of the prompt that were in the engine's cache and that were computed, if told."""
+        told = self.timings or {}
+        reused, processed = told.get("cache_n"), told.get("prompt_n")
+        if isinstance(reused, int) and isinstance(processed, int):
+            return {"reused": reused, "processed": processed}
+        match self._usage_object:  # OpenAI's way to say it
+            case {"prompt_tokens": int(whole), "prompt_tokens_details": {"cached_tokens": int(n)}}:
+                return {"reused": n, "processed": whole - n}
+        return None
+
+    @property
     def raw_output(self) -> dict[str, object]:
         """The server's completion object; put together from its chunks when it was streamed."""
         if self._raw is not None:

@@ -64,7 +64,7 @@ def test_the_constructor_takes_what_the_design_names() -> None:
     assert list(parameters) == [
         "model", "config", "base_url", "api_key", "name", "embedding_model", "offline",
         "request_timeout_s", "first_token_timeout_s", "stall_timeout_s", "max_retries", "max_queue",
-        "on_truncation", "enforcement", "bounds", "progress", "server_options",
+        "on_truncation", "enforcement", "bounds", "fit", "progress", "server_options",
     ]  # fmt: skip
     assert parameters["model"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
     kinds = {parameter.kind for name, parameter in parameters.items() if name != "model"}

@@ -23,7 +23,6 @@ from runtime import (
     LlamaClient,
     LLMAuthError,
     LLMBadResponseError,
-    LLMCapabilityError,
     LLMChatParams,
     LLMMessage,
     LLMRequest,
@@ -454,13 +453,9 @@ def test_thousands_of_texts_take_no_more_memory_than_their_vectors(
         assert alike(embedder.embed([texts[number]]).vectors[0], result.vectors[number])
 
 
-def test_a_chat_counts_as_many_tokens_as_its_usage_says(client: LlamaClient, kind: str) -> None:
+def test_a_chat_counts_as_many_tokens_as_its_usage_says(client: LlamaClient) -> None:
     assert client.count_tokens("") == 0
     assert 0 < client.count_tokens("one two three") < client.count_tokens("one two three " * 3)
-    if kind not in LLAMA_CPP:
-        with pytest.raises(LLMCapabilityError, match="cannot count"):
-            client.count_tokens(MESSAGES)
-        return
     usage: Any = client.chat(MESSAGES, params=params()).usage
     assert client.count_tokens(MESSAGES) == usage.prompt_tokens
 

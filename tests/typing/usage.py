@@ -72,6 +72,8 @@ def uses_the_client(client: LlamaClient) -> None:
     assert_type(client.capabilities(), BackendCapabilities)
     assert_type(client.healthcheck(), BackendStatus)
     assert_type(client.count_tokens("x"), int)
+    assert_type(client.count_tokens([], tools=[], params=LLMChatParams()), int)
+    assert_type(client.count_tokens(LLMRequest(messages=())), int)
     assert_type(client.server, ServerManager | None)
     assert_type(client.server_snapshot(), Mapping[str, object] | None)
     assert_type(client.describe(), Mapping[str, object])
@@ -132,6 +134,7 @@ def refuses_what_is_wrong(client: LlamaClient) -> None:
     LlamaClient(ctx_sise=512)  # type: ignore[call-arg]
     LlamaClient(ctx_size="big")  # type: ignore[arg-type]
     LlamaClient(on_truncation="ignore")  # type: ignore[arg-type]
+    LlamaClient(fit="drop_newest")  # type: ignore[arg-type]
     LLMMessage("user", "hi")  # type: ignore[call-arg]
     LLMMessage(role="robot", content="hi")  # type: ignore[arg-type]
     client.chat(3)  # type: ignore[arg-type]

@@ -213,7 +213,7 @@ OVERFLOWS = [
                 "code": "context_length_exceeded",
             }
         },
-        700,
+        600,
         512,
     ),
     (
