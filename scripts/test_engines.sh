@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Build llama-cpp-python in an environment of its own and run the engine tests on every engine there.
+# Build llama-cpp-python in an environment of its own and run the engine tests, and those lines of the
+# fault battery that apply to real engines, on every engine there.
 # A native llama-server joins in when it is on PATH or named by LLAMA_RUNTIME_ENGINE_PATH.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -212,8 +212,8 @@ def llama_server_command(
     return EngineCommand(argv=tuple(argv.words), env=env, notes=tuple(argv.notes))
 
 
-def llama_cpp_python_command(spec: LaunchSpec, *, python: str) -> EngineCommand:
-    """Start ``llama_cpp.server``, configured by its environment so that the key stays out of argv.
+def llama_cpp_python_command(spec: LaunchSpec, *, python: str, host: Path) -> EngineCommand:
+    """Start ``llama_cpp.server`` in our child, which reads its settings from standard input.
 
     It decodes one request at a time whatever ``parallel`` says, so the whole context is one slot's.
 
@@ -262,9 +262,11 @@ def llama_cpp_python_command(spec: LaunchSpec, *, python: str) -> EngineCommand:
         notes.append("llama-cpp-python decodes one request at a time: 1 slot")
     if spec.pooling:
         notes.append("llama-cpp-python takes no pooling type: the model's own is used")
+    given = {**{name: str(value) for name, value in settings.items()}, **spec.env}
     return EngineCommand(
-        argv=(python, "-u", "-P", "-m", "llama_cpp.server", *spec.extra_args),
-        env={**{name: str(value) for name, value in settings.items()}, **spec.env},
+        argv=(python, "-u", "-P", str(host), *spec.extra_args),
+        env=spec.env,
+        stdin=json.dumps(given).encode() + b"\n",
         notes=tuple(notes),
     )
 

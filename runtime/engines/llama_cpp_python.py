@@ -17,6 +17,7 @@ from runtime.engines.output import read_log_line
 if TYPE_CHECKING:
     from runtime.engines.base import EngineCommand, EngineKind, LaunchSpec, LogFacts
 
+_HOST = Path(__file__).parent / "hosts" / "llama_cpp_python_host.py"
 _INSTALL = (
     "pip install 'llama-runtime[llama-cpp-python]' (compiles llama.cpp: needs a C++ compiler)"
 )
@@ -75,7 +76,7 @@ class LlamaCppPythonEngine:
 
     def command(self, spec: LaunchSpec) -> EngineCommand:
         """How to start it."""
-        return llama_cpp_python_command(spec, python=sys.executable)
+        return llama_cpp_python_command(spec, python=sys.executable, host=_HOST)
 
     def served_name(self, spec: LaunchSpec) -> str:
         """The name under which a request reaches the model."""

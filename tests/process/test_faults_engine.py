@@ -229,7 +229,7 @@ def test_a_template_that_takes_memory_is_found_by_its_growth(
     assert caught.value.diagnosis == "bad_template"
 
 
-@pytest.mark.faults("300 requests from 64 threads over a crash", "ready", "all answered, none lost")
+@pytest.mark.faults("64 threads wait for an endpoint over a crash", "ready", "all get it")
 def test_many_threads_get_their_endpoint_over_a_crash(fake_manager: FakeFactory) -> None:
     manager = fake_manager().start()
     problems: list[BaseException] = []

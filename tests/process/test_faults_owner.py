@@ -59,8 +59,8 @@ if thread:
 else:
     begin()
 manager = made[0].server if client else made[0]
-if how == "multiprocessing":
-    multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)).start()
+if how in {"fork", "spawn", "forkserver"}:
+    multiprocessing.get_context(how).Process(target=time.sleep, args=(60,)).start()
 if how == "child first":
     child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0,))
     child.start()
@@ -177,7 +177,7 @@ def test_owner_killed_in_each_state(own: Any, moment: str, fake: dict[str, Any])
         assert registry.reap_leftovers() == (), "the keeper did it"
 
 
-@pytest.mark.parametrize("how", ["multiprocessing", "child first"])
+@pytest.mark.parametrize("how", ["fork", "spawn", "forkserver", "child first"])
 @pytest.mark.faults("owner forked by multiprocessing, then SIGKILL", "nothing left", "no orphan")
 def test_owner_killed_after_a_fork(own: Any, how: str) -> None:
     """A forked child holds every pipe open; one that exits first must not end the engine."""
@@ -308,7 +308,7 @@ def _can_unshare() -> bool:
     return done.returncode == 0
 
 
-@pytest.mark.parametrize("how", ["plain", "stop", "multiprocessing"])
+@pytest.mark.parametrize("how", ["plain", "stop", "fork"])
 @pytest.mark.faults("owner is process 1 of a container", "as ever", "starts, stops, leaves nothing")
 def test_owner_as_process_1(own: Any, how: str) -> None:
     if not _can_unshare():

@@ -54,6 +54,23 @@ def test_killed_while_idle(real: RealFactory, saw: Saw) -> None:
     saw(snapshot.last_exit["reason"])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends it with its keeper: Linux")
+@pytest.mark.faults("keeper killed", "ready", "a new keeper and engine")
+def test_keeper_killed(real: RealFactory, saw: Saw) -> None:
+    manager = real().start()
+    engine, keeper = manager.pid, manager.snapshot().keeper_pid
+    assert engine
+    assert keeper
+    os.kill(keeper, signal.SIGKILL)
+    wait_until("the engine is gone, too", lambda: is_gone(engine), timeout_s=2)
+    wait_until("another serves", lambda: manager.pid not in {None, engine}, timeout_s=30)
+    assert complete(manager).status == 200
+    snapshot = manager.snapshot()
+    assert snapshot.keeper_pid != keeper
+    assert snapshot.restarts == 1
+    saw(snapshot.last_exit and snapshot.last_exit["reason"])
+
+
 @pytest.mark.faults("SIGKILL in mid-stream", "ready", "a clean LLMProviderError")
 def test_killed_in_mid_stream(real_options: dict[str, Any], saw: Saw) -> None:
     with LlamaClient(max_retries=0, **real_options) as client:

@@ -32,15 +32,7 @@ pytestmark = [pytest.mark.process, pytest.mark.engine]
 PAGE = {"Origin": "http://evil.example", "Host": "evil.example"}
 
 
-@pytest.mark.faults(
-    "a web page asks (Origin, foreign Host)",
-    "ready",
-    "nothing matches",
-    not_on={
-        "llama-cpp-python": "its server reflects every origin and has no setting for it; a page "
-        "still lacks the key (next line)"
-    },
-)
+@pytest.mark.faults("a web page asks (Origin, foreign Host)", "ready", "nothing matches")
 def test_a_web_page_is_allowed_nothing(real: RealFactory, saw: Saw) -> None:
     manager = real().start()
     for key in (None, manager.api_key):
@@ -69,6 +61,7 @@ def test_without_the_key_nothing_is_told(
         ("POST", "/v1/completions"), ("POST", "/v1/chat/completions"), ("POST", "/v1/embeddings"),
         ("POST", "/slots/0?action=save"), ("POST", "/tokenize"), ("POST", "/apply-template"),
         ("POST", "/props"), ("POST", "/infill"),
+        ("GET", "/docs"), ("GET", "/redoc"), ("GET", "/openapi.json"),
     ):  # fmt: skip
         body = '{"prompt": "a", "filename": "x"}' if method == "POST" else None
         sent = {"Content-Type": "application/json", **headers}
@@ -128,6 +121,25 @@ def test_no_file_of_this_machine_is_read_for_a_request(real: RealFactory, saw: S
     assert manager.health().ok
 
 
+@pytest.mark.faults("variables that steer engines are set", "ready", "none reaches it")
+def test_the_surroundings_do_not_steer_the_engine(
+    real: RealFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama-cpp-python reads every setting from a variable without a prefix."""
+    for name, value in {
+        "CONFIG_FILE": "/etc/passwd", "N_CTX": "7", "HOST": "0.0.0.0", "MODEL": "/none.gguf",
+        "LLAMA_ARG_CTX_SIZE": "7", "LLAMA_ARG_HOST": "0.0.0.0", "LLAMA_SERVER_ROUTER_PORT": "1",
+        "AIP_MODE": "PREDICTION", "AIP_HTTP_PORT": "1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    manager = real().start()
+    assert complete(manager).status == 200
+    assert manager.endpoint().context_tokens == 2048
+    assert manager.pid
+    listening = psutil.Process(manager.pid).net_connections("inet")
+    assert {at.laddr.ip for at in listening if at.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+
+
 @pytest.mark.faults("connections half closed and half sent", "ready", "served on")
 def test_half_connections_do_no_harm(real: RealFactory) -> None:
     """One that sends no more, one that never sends its whole request, one that goes at once."""
@@ -161,7 +173,7 @@ def test_half_connections_do_no_harm(real: RealFactory) -> None:
 def test_the_key_is_nowhere_and_the_port_on_loopback_only(
     real: RealFactory, isolated_home: Path
 ) -> None:
-    """xllamacpp gets it on standard input, the others in an environment that others cannot read."""
+    """llama-server gets it in its environment, which others cannot read; the rest on stdin."""
     manager = real().start()
     key, pid = manager.api_key, manager.pid
     keeper = manager.snapshot().keeper_pid
@@ -172,7 +184,7 @@ def test_the_key_is_nowhere_and_the_port_on_loopback_only(
         assert key.encode() not in Path(f"/proc/{process}/cmdline").read_bytes()
     assert key.encode() not in Path(f"/proc/{keeper}/environ").read_bytes()
     environ = Path(f"/proc/{pid}/environ")
-    if manager.endpoint().kind == "xllamacpp":
+    if manager.endpoint().kind != "llama-server":
         assert key.encode() not in environ.read_bytes()
     assert stat.S_IMODE(environ.stat().st_mode) == 0o400
     for path in isolated_home.rglob("*"):
@@ -218,7 +230,7 @@ def test_a_prompt_is_written_nowhere(
             told[f"environ of {pid}"] = " ".join(
                 value
                 for name, value in psutil.Process(pid).environ().items()
-                if name not in {"LLAMA_API_KEY", "API_KEY"}
+                if name != "LLAMA_API_KEY"
             )
     for path in isolated_home.rglob("*"):
         if path.is_file():

@@ -66,8 +66,9 @@ def test_two_owners_start_the_same_model(real_options: dict[str, Any]) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the keeper's pidfd and subreaper: Linux")
+@pytest.mark.parametrize("with_keeper", [False, True], ids=["alone", "with keeper"])
 @pytest.mark.faults("owner SIGKILL in mid-stream", "nothing left", "no orphan")
-def test_owner_killed_in_mid_stream(real_options: dict[str, Any]) -> None:
+def test_owner_killed_in_mid_stream(real_options: dict[str, Any], *, with_keeper: bool) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", SERVE, json.dumps(real_options), "streams"],
         stdout=subprocess.PIPE,
@@ -77,6 +78,8 @@ def test_owner_killed_in_mid_stream(real_options: dict[str, Any]) -> None:
         pids = [int(word) for word in owner.stdout.readline().split()]
         for _ in range(5):
             assert owner.stdout.readline().strip() == "delta"
+        if with_keeper:
+            os.kill(pids[1], signal.SIGKILL)
         owner.kill()
         owner.wait(5)
         wait_until("engine and keeper are gone", lambda: all(map(is_gone, pids)), timeout_s=2)

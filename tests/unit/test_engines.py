@@ -57,8 +57,8 @@ def test_the_context_is_multiplied_by_the_slots() -> None:
     assert (xllamacpp["n_ctx"], xllamacpp["n_parallel"]) == (4000, 4)
     native = pairs(llama_server_command(SPEC, binary=BINARY, flags=FLAGS))
     assert "--ctx-size 4000 --parallel 4" in native
-    single = llama_cpp_python_command(SPEC, python="python")
-    assert single.env["N_CTX"] == "1000"
+    single = llama_cpp_python_command(SPEC, python="python", host=Path("h.py"))
+    assert json.loads(single.stdin)["N_CTX"] == "1000"
     assert any("one request at a time" in note for note in single.notes)
 
 
@@ -67,7 +67,9 @@ def test_no_secret_on_any_command_line(kind: EngineKind) -> None:
     command = {
         "xllamacpp": lambda: xllamacpp_command(SPEC, python="python", host=Path("h.py")),
         "llama-server": lambda: llama_server_command(SPEC, binary=BINARY, flags=FLAGS),
-        "llama-cpp-python": lambda: llama_cpp_python_command(SPEC, python="python"),
+        "llama-cpp-python": lambda: llama_cpp_python_command(
+            SPEC, python="python", host=Path("h.py")
+        ),
     }[kind]()
     assert "secret-key" not in pairs(command)
     assert "secret-key" in json.dumps([command.stdin.decode(), dict(command.env)])
@@ -108,11 +110,15 @@ def test_xllamacpp_extra_args_are_pairs() -> None:
 
 def test_llama_cpp_python_refuses_what_it_lacks() -> None:
     with pytest.raises(ConfigError, match="mmproj"):
-        llama_cpp_python_command(replace(SPEC, mmproj=Path("/p.gguf")), python="python")
-    command = llama_cpp_python_command(SPEC, python="python")
-    assert command.env["INTERRUPT_REQUESTS"] == "false"
-    assert command.env["MODEL_ALIAS"] == nonce_name(SPEC)
-    assert command.env["TYPE_V"] == "8"
+        llama_cpp_python_command(
+            replace(SPEC, mmproj=Path("/p.gguf")), python="python", host=Path("h.py")
+        )
+    command = llama_cpp_python_command(SPEC, python="python", host=Path("h.py"))
+    settings = json.loads(command.stdin)
+    assert settings["INTERRUPT_REQUESTS"] == "false"
+    assert settings["MODEL_ALIAS"] == nonce_name(SPEC)
+    assert settings["TYPE_V"] == "8"
+    assert dict(command.env) == dict(SPEC.env), "the key least of all"
 
 
 @pytest.mark.parametrize(
