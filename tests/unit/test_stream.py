@@ -19,7 +19,8 @@ from runtime.errors import (
     ServerStatusError,
 )
 from runtime.inference import stream
-from runtime.inference.stream import DONE, Answer, SseDecoder
+from runtime.inference.sse import SseDecoder
+from runtime.inference.stream import DONE, Answer
 from tests.fakes.openai_server import TIMINGS, USAGE, closing_chunks, events_of, piece
 
 
