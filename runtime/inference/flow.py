@@ -36,7 +36,7 @@ from runtime.inference.effects import (
     read_all,
 )
 from runtime.inference.recovery import BrokeOffError, Course, DivergedError
-from runtime.inference.stream import SseDecoder
+from runtime.inference.sse import SseDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
