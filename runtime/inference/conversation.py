@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from runtime.inference import flow
 from runtime.inference.clock import Clock
-from runtime.inference.effects import locate
 from runtime.inference.fitting import fitted
 
 if TYPE_CHECKING:
@@ -37,22 +36,7 @@ def converse(
     if wish.policy.fit == "drop_oldest":
         wish, fit = yield from fitted(wish, limits)
         limits = replace(limits, request_timeout_s=max(clock.left_s, 0.001))
-    if places is None or "id_slot" in wish.options:
-        response = yield from flow.converse(wish, limits, backend, emit=emit)
-    else:
-        response = yield from _in_its_place(wish, limits, backend, places, emit=emit)
+    response = yield from flow.converse(wish, limits, backend, emit=emit, places=places)
     if fit is None:
         return response
     return replace(response, raw={**(response.raw or {}), "fit": fit.note()})
-
-
-def _in_its_place(
-    wish: Wish, limits: Limits, backend: Backend, places: Places, *, emit: bool
-) -> Flow[LLMResponse]:
-    endpoint = yield from locate(limits.request_timeout_s)
-    slot = places.take(wish, endpoint)
-    placed = wish if slot is None else replace(wish, options={**wish.options, "id_slot": slot})
-    try:
-        return (yield from flow.converse(placed, limits, backend, emit=emit))
-    finally:
-        places.give_back(slot, endpoint)

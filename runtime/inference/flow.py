@@ -5,7 +5,7 @@ Generators of effects (see :mod:`runtime.inference.effects`), shared by every cl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from runtime.contracts import Provenance
@@ -36,7 +36,7 @@ from runtime.inference.effects import (
     read_all,
 )
 from runtime.inference.recovery import BrokeOffError, Course, DivergedError
-from runtime.inference.stream import SseDecoder
+from runtime.inference.sse import SseDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from runtime.inference.closing import Closed
     from runtime.inference.effects import Flow, HttpHead
     from runtime.inference.payload import Wish
+    from runtime.inference.places import Places
     from runtime.inference.queueing import Place
     from runtime.inference.schema import Enforcement
     from runtime.inference.stream import Answer
@@ -82,7 +83,12 @@ class _SilentStreamError(Exception):
 
 
 def converse(
-    wish: Wish, limits: Limits, backend: reply.Backend, *, emit: bool
+    wish: Wish,
+    limits: Limits,
+    backend: reply.Backend,
+    *,
+    emit: bool,
+    places: Places | None = None,
 ) -> Flow[LLMResponse]:
     """Answer a conversation.
 
@@ -96,11 +102,16 @@ def converse(
         backend: Who signs the response, and what its requests know of one another.
         emit: Whether each piece is handed out as it comes. An answer of which a piece was handed
             out is never asked for with another seed.
+        places: The slots of the engine, when it is ours alone.
     """
     ask = _Ask(wish, limits, backend, emit=emit)
     try:
         place = yield from enter(ask.clock)
-        return queueing.noted((yield from _answered(ask)), place)
+        if places is None or "id_slot" in wish.options:
+            response = yield from _answered(ask)
+        else:
+            response = yield from _in_its_slot(ask, places)
+        return queueing.noted(response, place)
     finally:
         backend.incidents.leave(ask.ticket)
 
@@ -116,6 +127,22 @@ class _Ask:
         self.clock = Clock(limits)
         self.course = Course(max_retries=limits.max_retries, emit=emit)
         self.ticket = backend.incidents.enter()
+
+
+def _in_its_slot(ask: _Ask, places: Places) -> Flow[LLMResponse]:
+    """The answer from the slot that the conversation was in.
+
+    Chosen only when the request has come up in line: before, all slots are busy, and where it would
+    be at home is not known yet.
+    """
+    endpoint = yield from locate(ask.clock.left_s)
+    slot = places.take(ask.wish, endpoint)
+    if slot is not None:
+        ask.wish = replace(ask.wish, options={**ask.wish.options, "id_slot": slot})
+    try:
+        return (yield from _answered(ask))
+    finally:
+        places.give_back(slot, endpoint)
 
 
 def _answered(ask: _Ask) -> Flow[LLMResponse]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from runtime.contracts import LLMChatParams
 from runtime.engines.base import Endpoint, EngineCapabilities
 from runtime.inference import payload
+from runtime.inference.clock import Limits
+from runtime.inference.conversation import converse
+from runtime.inference.effects import Enter, Locate, Open
 from runtime.inference.places import Places
+from runtime.inference.reply import Backend
 
 ENGINE = Endpoint(
     base_url="http://127.0.0.1:1",
@@ -117,3 +123,41 @@ def test_where_texts_are_embedded_the_engine_chooses() -> None:
     slots.used("S", "x")
     slots.places.leave_alone()
     assert slots.used("S", "x") is None
+
+
+def test_a_slot_is_chosen_once_the_request_has_come_up_in_line() -> None:
+    """Before that the others are still at work in all of them."""
+    places = Places()
+    owners = [f"task {n}" for n in range(3)]
+    taken = {name: places.take(wish("S", name, tools=True), ENGINE) for name in owners}
+    go_on = wish("S", "task 1", "answer", "question", tools=True)
+    backend = Backend(name="n", config_hash="h")
+    flow = converse(go_on, Limits(), backend, emit=False, places=places)
+
+    assert isinstance(flow.send(None), Enter)
+    for number in taken.values():
+        places.give_back(number, ENGINE)
+    assert isinstance(flow.send(None), Locate)
+    assert isinstance(flow.send(ENGINE), Locate)
+    asked = flow.send(ENGINE)
+
+    assert isinstance(asked, Open)
+    assert json.loads(asked.request.body or b"")["id_slot"] == taken["task 1"]
+    assert places.take(go_on, ENGINE) != taken["task 1"], "it is busy"
+    flow.close()
+    places.give_back(None, ENGINE)
+    assert places.take(go_on, ENGINE) == taken["task 1"], "it was given back"
+
+
+def test_a_slot_that_the_caller_names_is_left_to_them() -> None:
+    named = payload.from_chat(
+        "hi", model=None, params=LLMChatParams(provider_options={"id_slot": 2})
+    )
+    backend = Backend(name="n", config_hash="h")
+    flow = converse(named, Limits(), backend, emit=False, places=Places())
+    assert isinstance(flow.send(None), Enter)
+    assert isinstance(flow.send(None), Locate)
+    asked = flow.send(ENGINE)
+    assert isinstance(asked, Open)
+    assert json.loads(asked.request.body or b"")["id_slot"] == 2
+    flow.close()

@@ -41,7 +41,8 @@ from runtime.inference.flow import converse
 from runtime.inference.incidents import Incidents
 from runtime.inference.recovery import Delivered, DivergedError, Replay
 from runtime.inference.reply import Backend
-from runtime.inference.stream import Answer, SseDecoder
+from runtime.inference.sse import SseDecoder
+from runtime.inference.stream import Answer
 from runtime.inference.tools import toolbox
 from tests.fakes.openai_server import (
     FakeServer,

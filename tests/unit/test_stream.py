@@ -18,8 +18,9 @@ from runtime.errors import (
     LLMError,
     ServerStatusError,
 )
-from runtime.inference import stream
-from runtime.inference.stream import DONE, Answer, SseDecoder
+from runtime.inference import sse
+from runtime.inference.sse import SseDecoder
+from runtime.inference.stream import DONE, Answer
 from tests.fakes.openai_server import TIMINGS, USAGE, closing_chunks, events_of, piece
 
 
@@ -80,7 +81,7 @@ def test_event_streams_are_read_as_the_standard_says(data: bytes, events: list[b
 
 
 def test_an_endless_event_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "MAX_EVENT_BYTES", 1000)
+    monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 1000)
     with pytest.raises(LLMBadResponseError, match="1000 bytes"):
         decoded(b"data: xxxxxxxx\n" * 1000, [15] * 999)
     with pytest.raises(LLMBadResponseError, match="1000 bytes"):
@@ -90,7 +91,7 @@ def test_an_endless_event_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_long_streams_of_short_events_are_not_endless_events(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stream, "MAX_EVENT_BYTES", 1000)
+    monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 1000)
     decoder = SseDecoder()
     assert sum(len(decoder.feed(b"data: xxxxxxxx\n\n")) for _ in range(1000)) == 1000
 
