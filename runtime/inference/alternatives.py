@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote, urljoin
+from urllib.parse import urljoin
 
 from runtime.inference.negation import SOME, TYPES, Conjunction, is_leaf, negations
+from runtime.inference.subschemas import at_pointer
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class References:
     def find(self, reference: str) -> Any:
         """The schema that is referred to; None when it is not in the document."""
         if reference.startswith("#"):
-            found = self._follow(self._document, reference[1:])
+            found = at_pointer(self._document, reference[1:])
             if found is not None:
                 return found
         if self._named is None:
@@ -84,23 +85,8 @@ class References:
         address, _, fragment = whole.partition("#")
         for name in (address, address + "#"):
             if name in self._named:
-                return self._follow(self._named[name], fragment)
+                return at_pointer(self._named[name], fragment)
         return None
-
-    @staticmethod
-    def _follow(start: Any, fragment: str) -> Any:
-        if fragment and not fragment.startswith("/"):
-            return None
-        here = start
-        for part in unquote(fragment).split("/")[1:]:
-            key = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(here, Mapping) and key in here:
-                here = here[key]
-            elif isinstance(here, list) and key.isdigit() and int(key) < len(here):
-                here = here[int(key)]
-            else:
-                return None
-        return here
 
 
 def _names(value: Any, base: str) -> Iterator[tuple[str, Any]]:

@@ -19,6 +19,7 @@ from runtime.inference import request_limits, unrolling
 from runtime.inference.bounds import Bounds
 from runtime.inference.gbnf_numbers import integers, numbers
 from runtime.inference.gbnf_text import FORMATS, UnsupportedPatternError, literal, of_pattern
+from runtime.inference.subschemas import at_pointer
 
 __all__ = ["FORMATS", "Converter", "grammar", "json_rules", "literal", "of_schema"]
 
@@ -85,10 +86,13 @@ class Converter:
 
     def document(self, document: Mapping[str, Any]) -> str:
         """What stands for a value of a whole document; recursion in it is bounded."""
-        if self._bounds.depth is not None and not unrolling.has_bases(document):
-            document = unrolling.unrolled(document, self._bounds.depth)
-        self._documents.append(document)
-        return self.expression(document, document)
+        root = document
+        if unrolling.has_bases(document):
+            root = {}  # a reference within a part may be meant from there: any value then
+        elif self._bounds.depth is not None:
+            root = document = unrolling.unrolled(document, self._bounds.depth)
+        self._documents.append(root)
+        return self.expression(document, root)
 
     def expression(
         self, schema: object, root: Mapping[str, Any], begun: frozenset[str] = _NONE
@@ -345,15 +349,6 @@ def _merged(parts: Sequence[object], root: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _target(reference: str, root: Mapping[str, Any]) -> object:
-    if not reference.startswith("#"):
-        return True
-    found: Any = root
-    for part in reference[1:].split("/")[1:]:
-        key = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(found, list) and key.isdigit() and int(key) < len(found):
-            found = found[int(key)]
-        elif isinstance(found, Mapping) and key in found:
-            found = found[key]
-        else:
-            return True
-    return found
+    """What a reference leads to; True, any value, where that is not known here."""
+    found = at_pointer(root, reference[1:]) if reference.startswith("#") else None
+    return True if found is None else found

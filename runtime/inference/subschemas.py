@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
+from urllib.parse import unquote
 
 _ONE: Final = ("additionalProperties", "items", "additionalItems", "contains", "not", "if", "then",
                "else", "propertyNames", "unevaluatedItems", "unevaluatedProperties")  # fmt: skip
@@ -30,3 +31,19 @@ def subschemas(schema: Any, path: Path = ()) -> Iterator[tuple[Path, Mapping[str
             if isinstance(named := each.get(keyword), Mapping):
                 inner += [((*here, keyword, name), part) for name, part in named.items()]
         waiting.extend(reversed(inner))
+
+
+def at_pointer(document: Any, fragment: str) -> Any:
+    """What a JSON Pointer in a URI's fragment (RFC 6901 §6) leads to; None if nowhere."""
+    if fragment and not fragment.startswith("/"):
+        return None
+    here = document
+    for part in unquote(fragment).split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(here, Mapping) and key in here:
+            here = here[key]
+        elif isinstance(here, list) and key.isdecimal() and int(key) < len(here):
+            here = here[int(key)]
+        else:
+            return None
+    return here

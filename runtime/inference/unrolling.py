@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import unquote
 
-from runtime.inference.subschemas import subschemas
+from runtime.inference.subschemas import at_pointer, subschemas
 
 _MOST_CHARS: Final = 24_576
 """How long what is written out may become; less depth is written out of a long schema."""
@@ -63,18 +62,7 @@ def target_of(document: Mapping[str, Any], reference: str) -> Any:
     """What a JSON Pointer into a document leads to, its definitions left out; None if nowhere."""
     if reference == "#":
         return {name: each for name, each in document.items() if name not in _DEFINITIONS}
-    if not reference.startswith("#/"):
-        return None
-    here: Any = document
-    for part in unquote(reference[2:]).split("/"):
-        key = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(here, Mapping) and key in here:
-            here = here[key]
-        elif isinstance(here, list) and key.isdigit() and int(key) < len(here):
-            here = here[int(key)]
-        else:
-            return None
-    return here
+    return at_pointer(document, reference[1:]) if reference.startswith("#/") else None
 
 
 def _references(schema: Any) -> set[str]:

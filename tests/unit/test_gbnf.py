@@ -107,6 +107,7 @@ DOCUMENTS: list[dict[str, Any]] = [
         },
         "$ref": "#/$defs/node",
     },
+    {"type": "array", "items": {"$ref": "#/$defs/b%20c"}, "$defs": {"b c": {"const": 1}}},
     {
         "allOf": [{"$ref": "#/$defs/a"}, {"properties": {"y": {"const": 2}}, "required": ["y"]}],
         "$defs": {"a": {"type": "object", "properties": {"x": {"const": 1}}, "required": ["x"]}},
@@ -153,6 +154,21 @@ def test_integers_within_bounds_and_no_others(low: int, width: int, value: int) 
         ({"type": "string", "pattern": "(?=x)x"}, "x"),  # widened to any string
         ({"$ref": "#"}, 3),
         ({"$ref": "#/nowhere"}, {"a": [True, None, -1.5]}),
+        (
+            {"items": {"$ref": "#t"}, "$defs": {"t": {"$anchor": "t", "const": 1}}},
+            [1],
+        ),
+        (
+            {
+                "items": {
+                    "$id": "https://e.org/",
+                    "items": {"$ref": "#/$defs/t"},
+                    "$defs": {"t": {"const": 1}},
+                },
+                "$defs": {"t": {"const": 2}},
+            },
+            [[1]],
+        ),
         ({"not": {"type": "string"}}, [1]),
         ({"properties": {"a": {"const": 1}}, "required": ["a", "z"]}, {"a": 1, "z": "any"}),
         ({"type": "array", "maxItems": 100_000}, [1, "a", {}]),
