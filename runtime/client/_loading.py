@@ -10,7 +10,7 @@ import psutil
 
 from runtime.client._speeds import Measured
 from runtime.client.sync import LlamaClient
-from runtime.inference.flow import client_closed
+from runtime.inference.failures import client_closed
 from runtime.inference.observation import summed
 from runtime.server.lifecycle import RESTING_STATES
 
