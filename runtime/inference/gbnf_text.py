@@ -6,6 +6,10 @@ import json
 from typing import Final
 
 _MOST_REPEATS: Final = 500
+_MOST_EXPANDED: Final = 1500
+"""What the repetitions of one pattern may come to; engines refuse more than 2,000."""
+
+_NESTED: Final = 24
 _ANY: Final = r'[^"\\\x00-\x1f]'
 _IN_CLASS: Final = {"]": "\\]", "[": "\\[", "\\": "\\\\", "-": "\\x2D", "^": "\\x5E"}
 _CLASSES: Final = {"d": "0-9", "w": "a-zA-Z0-9_", "s": " "}
@@ -42,8 +46,13 @@ def literal(text: str) -> str:
     return '"' + "".join(c if c >= " " else f"\\x{ord(c):02X}" for c in escaped) + '"'
 
 
-def of_pattern(pattern: str) -> str:
+def of_pattern(pattern: str, turns: int | None = None) -> str:
     """A grammar for the inside of a JSON string that matches a regular expression.
+
+    Args:
+        pattern: The regular expression.
+        turns: How often, at most, it is gone through what may be repeated without end; fewer where
+            one such part is within another. None for no bound.
 
     Raises:
         UnsupportedPatternError: It has more than literals, classes, groups, alternatives and
@@ -51,20 +60,23 @@ def of_pattern(pattern: str) -> str:
     """
     begins, ends = pattern.startswith("^"), pattern.endswith("$") and not pattern.endswith("\\$")
     core = pattern[1 if begins else 0 : -1 if ends else None]
-    parser = _Parser(core)
+    parser = _Parser(core, turns)
     made = parser.alternatives()
     if parser.left:
         raise UnsupportedPatternError(pattern)
     if "|" in core and (begins or ends) and parser.top_alternatives > 1:
         raise UnsupportedPatternError(pattern)  # the anchors belong to its ends alone
-    return f"{'' if begins else f'{_ANY}* '}({made}){'' if ends else f' {_ANY}*'}"
+    rest = f"{_ANY}*" if turns is None else f"{_ANY}{{0,{turns}}}"
+    return f"{'' if begins else f'{rest} '}({made}){'' if ends else f' {rest}'}"
 
 
 class _Parser:
     """Recursive descent over the part of a regular expression that is left."""
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, turns: int | None) -> None:
         self.left = pattern
+        self._turns = turns
+        self._size = 0
         self.top_alternatives = 0
         self._depth = 0
 
@@ -79,11 +91,14 @@ class _Parser:
     def _sequence(self) -> str:
         parts = []
         while self.left and self.left[0] not in "|)":
-            parts.append(self._atom() + self._repeats())
+            before = self._size
+            atom = self._atom()
+            parts.append(atom + self._repeats(before))
         return " ".join(parts) or '""'
 
     def _atom(self) -> str:
         first = self._next()
+        self._size += 1
         match first:
             case "(":
                 if self.left.startswith("?") and not self._takes("?:"):
@@ -132,24 +147,34 @@ class _Parser:
         inside = "".join(parts)
         return f'[^{inside}"\\\\\\x00-\\x1f]' if negated else f"[{inside}]"
 
-    def _repeats(self) -> str:
+    def _repeats(self, before: int) -> str:
+        """How often the last part stands there; it made the grammar larger than ``before``."""
         if self.left[:1] in {"*", "+", "?"}:
-            sign = self._next()
+            least, most = {"*": (0, None), "+": (1, None), "?": (0, 1)}[self._next()]
         elif self.left.startswith("{"):
-            inside, closing, after = self.left[1:].partition("}")
-            least, _, most = inside.partition(",")
-            counts = [part for part in (least, most) if part]
-            if not closing or not least or not all(part.isdigit() for part in counts):
-                raise UnsupportedPatternError(self.left)
-            if any(int(part) > _MOST_REPEATS for part in counts):
-                raise UnsupportedPatternError(inside)
-            self.left = after
-            sign = f"{{{inside}}}"
+            least, most = self._counted()
         else:
             return ""
         if self.left[:1] in {"?", "+"}:
             self._next()  # lazy or possessive: the same texts
-        return sign
+        own = self._size - before
+        if most is None and self._turns is not None:
+            within = _NESTED if self._depth else self._turns
+            most = max(least, min(within, _MOST_REPEATS // own), 1)
+        self._size = before + own * max(1, least if most is None else most)
+        if self._size > _MOST_EXPANDED:
+            raise UnsupportedPatternError("too many repetitions")
+        return f"{{{least},{'' if most is None else most}}}"
+
+    def _counted(self) -> tuple[int, int | None]:
+        inside, closing, self.left = self.left[1:].partition("}")
+        least, comma, most = inside.partition(",")
+        counts = [part for part in (least, most) if part]
+        if not closing or not least or not all(part.isdecimal() for part in counts):
+            raise UnsupportedPatternError(inside)
+        if any(int(part) > _MOST_REPEATS for part in counts):
+            raise UnsupportedPatternError(inside)
+        return int(least), (int(most) if most else None) if comma else int(least)
 
     def _takes(self, text: str) -> bool:
         if not self.left.startswith(text):

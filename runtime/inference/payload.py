@@ -291,9 +291,7 @@ def body(
         ):
             made["grammar"] = thoughts.admitted(str(made["grammar"]), thinking)
         return made, None
-    enforcement = schemas.enforcement(
-        wish.schema, endpoint.capabilities, wish.policy.bounds, kind=endpoint.kind
-    )
+    enforcement = schemas.enforcement(wish.schema, endpoint.capabilities, wish.policy.bounds)
     if wish.policy.enforcement == "strict":
         strictness.demand(wish.schema, enforcement)
     if enforcement.instruction:

@@ -44,7 +44,7 @@ def body(
     if capabilities.llguidance:
         made["grammar"] = _llguidance(box, bounds, several=several)
     elif capabilities.grammar:
-        made["grammar"] = _gbnf(box, several=several)
+        made["grammar"] = _gbnf(box, bounds, several=several)
     return made
 
 
@@ -78,13 +78,13 @@ def _llguidance(box: ToolBox, bounds: Bounds | None, *, several: bool) -> str:
     return "\n".join(lines)
 
 
-def _gbnf(box: ToolBox, *, several: bool) -> str:
-    converter = gbnf.Converter()
+def _gbnf(box: ToolBox, bounds: Bounds | None, *, several: bool) -> str:
+    converter = gbnf.Converter(bounds)
     calls = []
     for name in _offered(box):
-        document = box.arguments[name].document
+        arguments = converter.document(box.arguments[name].document)
         head = gbnf.literal(f'{{"name": {json.dumps(name)}, "arguments": ')
-        calls.append(f'{head} {converter.expression(document, document)} "}}"')
+        calls.append(f'{head} {arguments} "}}"')
     rules = {"call": " | ".join(calls)}
     if box.choice == "auto":
         rules["text"] = r"[^{ \t\r\n] [^\x00]*"

@@ -115,6 +115,11 @@ def check_raw_grammar(grammar: str, *, lark: bool) -> None:
     _refuse_more(rules, MOST_RULES if lark else MOST_GBNF_RULES, "rules")
 
 
+def is_bearable(grammar: str) -> bool:
+    """Whether a GBNF grammar of our own is no larger than one that a caller may give."""
+    return len(grammar) <= MOST_GRAMMAR_CHARS and len(_RULE.findall(grammar)) <= MOST_GBNF_RULES
+
+
 def _refuse_more(value: int, most: int, what: str) -> None:
     if value > most:
         raise LLMInvalidRequestError(

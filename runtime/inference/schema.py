@@ -7,12 +7,12 @@ against the caller's own schema, because engines widen or drop constraints silen
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from runtime.errors import LLMInvalidRequestError, SchemaViolationError
-from runtime.inference import converters, grammars, preparation, request_limits
+from runtime.inference import gbnf, grammars, preparation, request_limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -46,15 +46,15 @@ class Enforcement:
     """How an engine is asked to keep to a schema.
 
     Attributes:
-        kind: ``"llguidance"``, ``"json_schema"`` (the engine's own converter) or ``"prompt"`` (the
-            model is only told).
+        kind: ``"llguidance"``, ``"gbnf"`` (made here), ``"json_schema"`` (the server's own
+            converter) or ``"prompt"`` (the model is only told).
         fields: What is added to the request.
         instruction: What is said to the model, or None.
         validated_only: Why the grammar admits more than the schema does, or None when it does not,
             as far as is known.
     """
 
-    kind: Literal["llguidance", "json_schema", "prompt"]
+    kind: Literal["llguidance", "gbnf", "json_schema", "prompt"]
     fields: Mapping[str, object]
     instruction: str | None = None
     validated_only: str | None = None
@@ -117,8 +117,6 @@ def enforcement(
     schema: Schema,
     capabilities: EngineCapabilities,
     bounds: Bounds | None = None,
-    *,
-    kind: str = "openai",
 ) -> Enforcement:
     """The strongest way an engine has to keep to ``schema`` while decoding.
 
@@ -126,16 +124,23 @@ def enforcement(
         schema: What to keep to.
         capabilities: What the engine can do.
         bounds: What else is bounded, where the engine can do that.
-        kind: The kind of engine.
     """
-    if kind == "llama-cpp-python":
-        return _gently_enforced(schema)
     if capabilities.llguidance:
         rule, problem = grammars.json_rule(schema.text, bounds)
         # What it cannot express, the engine's own converter drops, or takes half a minute for.
         rule = rule or grammars.plain_rule(_outline(schema))
         fields = {"grammar": grammars.HEAD + rule}
         return Enforcement(kind="llguidance", fields=fields, validated_only=problem)
+    if capabilities.grammar:
+        # Ours, not the engine's converter: that leaves strings, arrays and digits without an end,
+        # drops patterns and ranges, and some schemas end the process of llama-cpp-python.
+        made = gbnf.of_schema(schema.text, bounds)
+        made = made or gbnf.of_schema(json.dumps(_outline(schema)), bounds)
+        return Enforcement(
+            kind="gbnf",
+            fields={"grammar": made},
+            validated_only="GBNF expresses a part of what a schema can say.",
+        )
     if capabilities.json_schema is not False:
         # llama.cpp's converter answers 400 to a reference to the whole document.
         bearable = len(schema.text) <= _MOST_CONVERTED and '"$ref": "#"' not in schema.text
@@ -163,23 +168,6 @@ def _outline(schema: Schema) -> dict[str, object]:
     """The type that a schema asks for, and nothing else."""
     kind = schema.document.get("type")
     return {"type": kind} if isinstance(kind, str | list) else {}
-
-
-def _gently_enforced(schema: Schema) -> Enforcement:
-    """As far as llama-cpp-python bears it: its process dies of some schemas (a ``pattern``, say).
-
-    It gets those that hold nothing but the plain keywords; of the others the model is told.
-    """
-    form: dict[str, object] = {"type": "json_object"}
-    if converters.is_plain(schema.document):
-        return Enforcement(
-            kind="json_schema",
-            fields={"response_format": {**form, "schema": schema.document}},
-            validated_only="The engine's own converter drops constraints without saying so.",
-        )
-    told = _told(schema)
-    wants_object = schema.document.get("type") == "object"
-    return replace(told, fields={"response_format": form}) if wants_object else told
 
 
 def judge(text: str, schema: Schema) -> Any:

@@ -21,7 +21,7 @@ _MOST_TOLD: Final = 20
 _MOST_ROUNDS: Final = 32
 _TOGETHER: Final = "the combination of its keywords"
 
-# What llama.cpp's own converter turns into a grammar; it drops the rest without a word.
+# What becomes GBNF everywhere; of the rest, servers' own converters drop most without a word.
 _CONVERTED: Final = frozenset(
     {
         "type", "properties", "required", "additionalProperties", "items", "prefixItems",
@@ -59,7 +59,7 @@ def demand(schema: Schema, how: Enforcement) -> None:
 
 
 def _places(schema: Schema, how: Enforcement) -> Iterator[tuple[str, str]]:
-    if how.kind == "json_schema":
+    if how.kind in {"gbnf", "json_schema"}:
         for path, each in subschemas(schema.document):
             for keyword in each:
                 if keyword not in _CONVERTED | _REMARKS:

@@ -9,14 +9,25 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
 
-from runtime import LlamaClient, LLMBadResponseError, LLMChatParams, LLMError, LLMRequest, ToolSpec
+from runtime import (
+    LlamaClient,
+    LLMBadResponseError,
+    LLMChatParams,
+    LLMError,
+    LLMInvalidRequestError,
+    LLMRequest,
+    ToolSpec,
+)
 from runtime.contracts import LLMMessage
 from runtime.errors import ContextOverflowError
 from runtime.inference import schema as schemas
 from runtime.testing.tiny_model import TinyShape, build_tiny_model
 from tests.conftest import ENGINES
 from tests.engine.test_client_engine import options_of
+from tests.unit.test_hostile_schemas import KEYWORDS, WILD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,6 +90,80 @@ def test_any_schema_is_answered_or_refused_in_time(
     assert time.monotonic() - started < REQUEST_BOUND_S
     assert client.server is not None
     assert client.server.pid == pid
+
+
+TYPES = ["string", "object", "array", "integer", "number", "boolean", "null"]
+PARTS = st.recursive(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(TYPES)},
+        optional={
+            "minLength": st.integers(0, 70),
+            "pattern": st.sampled_from(["^a+$", "b", "^([a-z]+ )*$", "(?=x)", "^[0-9]{3,}$"]),
+            "format": st.sampled_from(["date", "uri", "email", "no-such"]),
+            "minimum": st.integers(-5, 5) | st.floats(-5, 5),
+            "minItems": st.integers(0, 3),
+            "uniqueItems": st.booleans(),
+        },
+    )
+    | st.booleans()
+    | st.builds(lambda values: {"enum": values}, st.lists(st.integers() | st.text(), min_size=1))
+    | st.just({"$ref": "#"}),
+    lambda inner: (
+        st.builds(lambda part: {"type": "array", "items": part}, inner)
+        | st.builds(lambda parts: {"anyOf": parts}, st.lists(inner, min_size=1, max_size=3))
+        | st.builds(
+            lambda parts, names: {"type": "object", "properties": parts, "required": names},
+            st.dictionaries(st.text(max_size=3), inner, max_size=3),
+            st.lists(st.sampled_from("ab"), max_size=2, unique=True),
+        )
+    ),
+    max_leaves=5,
+)
+DOCUMENTS = PARTS | st.dictionaries(st.sampled_from(KEYWORDS), WILD, max_size=3)
+"""Schemas, most of them valid, and what is none."""
+
+ENDLESS: dict[str, dict[str, Any]] = {
+    "text": {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]},
+    "letters": {"type": "string", "pattern": "^[a-z]+$"},
+    "nesting": {"type": "array", "items": {"$ref": "#"}},
+    "list": {"type": "array", "items": {"const": "x"}, "minItems": 5},
+}
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(document=DOCUMENTS)
+def test_any_generated_schema_is_answered_or_refused(client: LlamaClient, document: Any) -> None:
+    server = client.server
+    assert server is not None
+    pid = server.pid
+    options: dict[str, object] = {"on_truncation": "close", "seed": 1}
+    params = LLMChatParams(response_schema=document, max_tokens=6, provider_options=options)
+    try:
+        reply = client.chat("Go.", params=params)
+    except LLMInvalidRequestError:
+        with pytest.raises(LLMInvalidRequestError):  # it is no engine that refused it
+            schemas.check(document)
+    except LLMError as exc:
+        event(type(exc).__name__)
+    else:
+        schemas.judge(reply.text, schemas.check(document))
+    assert server.pid == pid
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_what_a_schema_leaves_open_ends_by_itself(client: LlamaClient, name: str) -> None:
+    def ended(**bounds: int | None) -> str:
+        options: dict[str, object] = {"seed": 1, "bounds": bounds, "on_truncation": "close"}
+        params = LLMChatParams(
+            response_schema=ENDLESS[name], max_tokens=200, temperature=0, provider_options=options
+        )
+        reply = client.chat("Go on and on.", params=params)
+        schemas.judge(reply.text, schemas.check(ENDLESS[name]))
+        return str(reply.finish_reason)
+
+    assert ended(text_chars=40, items=6, depth=3) == "stop"
+    if name == "letters":  # this model repeats itself, to the end of its budget
+        assert ended(text_chars=None) == "length"
 
 
 @pytest.mark.parametrize(

@@ -291,14 +291,14 @@ def test_a_structured_answer_is_enforced_by_grammar_and_validated(
 
 
 @pytest.mark.parametrize("llguidance", ["refused", "ignored"])
-def test_an_engine_without_llguidance_is_asked_in_its_own_way(
+def test_an_engine_without_llguidance_is_given_gbnf(
     llguidance: Literal["refused", "ignored"],
 ) -> None:
     with FakeServer(llguidance=llguidance) as server, LlamaClient(base_url=server.url) as client:
         server.will(says('{"n": 3}'))
         client.generate(ask(response_schema=SCHEMA))
-        form = server.chats[-1].body["response_format"]
-    assert form["json_schema"]["schema"] == SCHEMA
+        grammar = server.chats[-1].body["grammar"]
+    assert str(grammar).startswith("root ::= ")
 
 
 def test_an_answer_that_violates_its_schema_is_asked_for_again(

@@ -47,7 +47,11 @@ def test_any_document_is_enforced_or_refused(document: Any, begun: str) -> None:
     started = time.monotonic()
     try:
         checked = schema.check(document)
-        for capabilities in (EngineCapabilities(llguidance=True), EngineCapabilities()):
+        for capabilities in (
+            EngineCapabilities(llguidance=True),
+            EngineCapabilities(grammar=True),
+            EngineCapabilities(),
+        ):
             found = schema.enforcement(checked, capabilities, Bounds())
             try:
                 strictness.demand(checked, found)

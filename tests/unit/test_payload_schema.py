@@ -386,60 +386,29 @@ def test_where_nothing_is_enforced_the_model_is_told() -> None:
     )
 
 
-PLAIN: dict[str, Any] = {
-    "type": "object",
-    "properties": {"a": {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 3}, "b": {}},
-    "required": ["a"],
-    "additionalProperties": {"anyOf": [{"type": "integer"}, {"const": None}]},
-}
-
-
-def gently(document: dict[str, Any]) -> schema.Enforcement:
+@pytest.mark.parametrize(
+    "document",
+    [PERSON, {"type": "string", "pattern": "^a$"}, {"type": "object", "properties": {"x": True}}],
+)
+def test_where_there_is_only_gbnf_it_is_made_here(document: dict[str, Any]) -> None:
+    """Engines' own converters leave things out; llama-cpp-python dies of some schemas."""
     capabilities = EngineCapabilities(json_schema=True, grammar=True)
-    return schema.enforcement(schema.check(document), capabilities, kind="llama-cpp-python")
-
-
-def test_llama_cpp_python_is_given_plain_schemas() -> None:
-    found = gently(PLAIN)
-    assert found.kind == "json_schema"
-    assert found.fields["response_format"] == {"type": "json_object", "schema": PLAIN}
+    found = schema.enforcement(schema.check(document), capabilities, Bounds())
+    assert found.kind == "gbnf"
+    assert found.fields.keys() == {"grammar"}
+    assert str(found.fields["grammar"]).startswith("root ::= ")
     assert found.validated_only
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        {"type": "string", "pattern": "^a$"},
-        {"type": "string", "format": "date"},
-        {"type": "string", "maxLength": 3},
-        {"type": ["string", "null"]},
-        {"title": "anything"},
-        {"allOf": [{"type": "string"}]},
-        {"$ref": "#"},
-        {"type": "array", "items": {"type": "integer"}, "maxItems": 65},
-        {"type": "array", "minItems": 65},
-        {"enum": list(range(129))},
-        {"anyOf": [{"type": "integer"}, {"not": {}}]},
-        {"type": "object", "additionalProperties": {"minimum": 3}},
-        True,
-    ],
-)
-def test_llama_cpp_python_is_spared_what_its_process_may_die_of(part: Any) -> None:
-    """A dropped connection was seen on a pattern, a crash on a large schema."""
-    inside = gently({"type": "object", "properties": {"x": part}})
-    assert inside.kind == "prompt"
-    assert inside.fields == {"response_format": {"type": "json_object"}}
-    assert inside.instruction
-    if isinstance(part, dict) and part.get("type") != "object":
-        assert gently(part).kind == "prompt"
-        assert not gently(part).fields
-
-
-def test_llama_cpp_python_is_spared_deep_schemas() -> None:
-    deep: dict[str, Any] = {"type": "integer"}
-    for _ in range(20):
-        deep = {"type": "array", "items": deep}
-    assert gently(deep).kind == "prompt"
+def test_what_is_too_large_for_gbnf_is_enforced_in_outline() -> None:
+    properties = {f"member-{n}": {"type": "string", "maxLength": n} for n in range(6000)}
+    large = schema.check({"type": "object", "properties": properties})
+    found = schema.enforcement(large, EngineCapabilities(grammar=True), Bounds())
+    outline = schema.enforcement(
+        schema.check({"type": "object"}), EngineCapabilities(grammar=True), Bounds()
+    )
+    assert found.fields == outline.fields
+    assert "member-0" not in str(found.fields)
 
 
 @pytest.mark.parametrize(
