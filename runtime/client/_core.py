@@ -14,7 +14,7 @@ from runtime.inference import (
     conversation,
     counting,
     embeddings,
-    flow,
+    failures,
     payload,
     structured,
 )
@@ -270,7 +270,7 @@ class ClientCore:
             return None
         with self._lock:
             if self._closed:
-                raise flow.client_closed()
+                raise failures.client_closed()
             if self._embedder is None:
                 self._embedder = self._managed_source(embedding_config(server, own))
             return self._embedder

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import psutil
 
 from runtime.client._speeds import Measured
 from runtime.client.sync import LlamaClient
-from runtime.inference.flow import client_closed
+from runtime.inference.failures import client_closed
 from runtime.inference.observation import summed
 from runtime.server.lifecycle import RESTING_STATES
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from runtime.client._speeds import SpeedBook
     from runtime.store import PullProgress
 
+_INSTANT_S: Final = 0.001
+"""For a request whose time was up just as its model was ready; 0 is no time limit's value."""
+
 
 class RoutedClient(LlamaClient):
     """The client of one of a router's models."""
@@ -28,6 +33,13 @@ class RoutedClient(LlamaClient):
     def counters(self) -> dict[str, object]:
         """What its requests so far came to."""
         return self._observer.counters()
+
+    def within(self, left_s: float) -> Self:
+        """This client, for one request that has no more time than that."""
+        hurried = copy.copy(self)
+        left = max(left_s, _INSTANT_S)
+        hurried._limits = replace(self._limits, request_timeout_s=left)  # noqa: SLF001 - our own
+        return hurried
 
 
 class ClientLoader:

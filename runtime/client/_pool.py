@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from runtime.client._residency import Resident, admit, next_due, overdue
 from runtime.client._seats import Lease, LoadError, Seat, State
 from runtime.errors import LLMError, ModelTooLargeError, RequestTimeoutError
-from runtime.inference.flow import client_closed
+from runtime.inference.failures import client_closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

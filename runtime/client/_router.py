@@ -69,7 +69,7 @@ class Router:
         book: How fast they are.
         profile: What requests want that do not say it.
         budget_bytes: The memory budget.
-        timeout_s: Longest wait for a model, seconds.
+        timeout_s: Most time for a request, the wait for its model included, seconds.
     """
 
     def __init__(
@@ -181,10 +181,11 @@ class Router:
     def answer(
         self, wish: Wish, request: object, ask: Callable[[LlamaClient], LLMResponse]
     ) -> LLMResponse:
-        """A whole answer."""
+        """A whole answer, in what time the wait for its model left."""
+        began_at = time.monotonic()
         name, lease, note = self.enter(self.route(wish, request))
         with lease:
-            response = ask(lease.loaded)
+            response = ask(lease.loaded.within(self._left_s(began_at)))
         self._learn(name, response)
         return _routed(response, note)
 
@@ -198,8 +199,9 @@ class Router:
     def _steps(
         self, route: Route, course: Course[Item], ask: Callable[[LlamaClient], AnswerStream[Item]]
     ) -> Generator[Item, None, None]:
+        began_at = time.monotonic()
         name, lease, note = self.enter(route, lambda: course.closed)
-        with lease, ask(lease.loaded) as inner:
+        with lease, ask(lease.loaded.within(self._left_s(began_at))) as inner:
             course.follow(inner, note)
             while True:
                 try:
@@ -210,6 +212,9 @@ class Router:
                 if isinstance(item, LLMStreamEvent) and item.response is not None:
                     item = replace(item, response=_routed(item.response, note))
                 yield item
+
+    def _left_s(self, began_at: float) -> float:
+        return began_at + self._timeout_s - time.monotonic()
 
     def _learn(self, name: str, response: object) -> None:
         known = self._models[name]

@@ -10,7 +10,7 @@ from runtime.contracts import BackendStatus, Provenance
 from runtime.engines.base import Endpoint, EngineCapabilities
 from runtime.errors import EngineNotRunningError, LLMError
 from runtime.inference import discovery, transport
-from runtime.inference.flow import client_closed
+from runtime.inference.failures import client_closed
 from runtime.inference.names import public_name
 from runtime.inference.queueing import SlotQueue
 from runtime.inference.switchboard import Switchboard

@@ -11,7 +11,7 @@ from runtime.client._core import ClientCore
 from runtime.client._stream import DELTAS, EVENTS, AsyncAnswerStream, async_pieces
 from runtime.inference import embeddings, structured
 from runtime.inference.async_transport import AsyncWire, Performance, Threads, locate
-from runtime.inference.flow import client_closed
+from runtime.inference.failures import client_closed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence

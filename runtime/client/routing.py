@@ -101,7 +101,8 @@ class RoutingClient:
             task_profile: What requests want that do not say it.
             name: How responses name this client.
             offline: As for :class:`runtime.LlamaClient`, as are all that follow.
-            request_timeout_s: Also the longest wait for a model to be loaded.
+            request_timeout_s: Also the longest wait for a model to be loaded; an answer has what
+                that left of it.
             first_token_timeout_s: From when the model is loaded.
             stall_timeout_s: As there.
             max_retries: As there.

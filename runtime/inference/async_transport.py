@@ -8,6 +8,7 @@ gives: a deadline here is an instant, which a cancel scope around each effect ke
 from __future__ import annotations
 
 import contextlib
+import ssl
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
@@ -32,8 +33,8 @@ from runtime.inference.effects import (
     UnreachableError,
     WireError,
 )
-from runtime.inference.flow import client_closed
-from runtime.inference.transport import headers, tls_context
+from runtime.inference.failures import client_closed
+from runtime.inference.transport import headers, no_tls, tls_context
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -186,6 +187,8 @@ class AsyncWire:
         except ExpiredError as exc:
             raise ExpiredError(f"no connection to {host}", connecting=True) from exc
         except (OSError, UnicodeError, anyio.EndOfStream, anyio.BrokenResourceError) as exc:
+            if isinstance(exc, ssl.SSLError):
+                raise no_tls(host, exc) from exc
             # anyio's "All connection attempts failed" tells less than its cause.
             raise UnreachableError(str(exc.__cause__ or exc) or f"no TLS with {host}") from exc
         raise AssertionError  # pragma: no cover

@@ -9,7 +9,7 @@ from runtime.errors import ContextOverflowError, LLMBadResponseError, LLMCapabil
 from runtime.inference import failures, payload
 from runtime.inference.clock import Clock
 from runtime.inference.effects import locate
-from runtime.inference.flow import CHAT_PATH, fetch, post
+from runtime.inference.exchange import CHAT_PATH, fetch, post
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

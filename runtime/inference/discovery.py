@@ -17,7 +17,7 @@ from runtime.errors import ConfigError, ModelNotFoundError
 from runtime.inference import failures, schema
 from runtime.inference.clock import Clock
 from runtime.inference.effects import HttpRequest
-from runtime.inference.flow import CHAT_PATH, fetch, post
+from runtime.inference.exchange import CHAT_PATH, fetch, post
 
 if TYPE_CHECKING:
     from runtime.engines.thinking import Thinking

@@ -131,6 +131,10 @@ class UnreachableError(WireError):
     """No connection could be made (refused, no such host)."""
 
 
+class UntrustedError(UnreachableError):
+    """The server's certificate is not trusted, or is another's; the message says why."""
+
+
 class BrokenError(WireError):
     """The connection ended before the answer did."""
 

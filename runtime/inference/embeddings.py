@@ -20,7 +20,8 @@ from runtime.errors import (
 from runtime.inference import failures, text_lengths
 from runtime.inference.clock import Clock
 from runtime.inference.effects import locate
-from runtime.inference.flow import enter, fetch, post
+from runtime.inference.exchange import fetch, post
+from runtime.inference.flow import enter
 from runtime.inference.names import public_name
 from runtime.inference.payload import LLAMA_CPP_KINDS, encode
 from runtime.inference.stream import usage_of

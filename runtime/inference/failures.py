@@ -14,6 +14,7 @@ from runtime.errors import (
     ConnectionLostError,
     ContextOverflowError,
     CrashingRequestError,
+    EngineNotRunningError,
     LLMAuthError,
     LLMBadResponseError,
     LLMCapabilityError,
@@ -285,3 +286,18 @@ def _seconds(value: str | None) -> float | None:
         return max(0.0, float(value)) if value else None
     except ValueError:  # an HTTP date: rare, and only advice
         return None
+
+
+def client_closed() -> EngineNotRunningError:
+    """The error for a request that its client's end ended."""
+    return EngineNotRunningError(
+        "The client is closed.", state="closed", hint="Make a new LlamaClient."
+    )
+
+
+def untrusted(address: str, why: Exception) -> ConnectionLostError:
+    """The error for a server whose certificate is not trusted."""
+    return ConnectionLostError(
+        f"The certificate of {address} is not trusted: {str(why).rstrip('.')}.",
+        hint="Name the file of its authority in SSL_CERT_FILE, and use the host that it is for.",
+    )

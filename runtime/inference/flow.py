@@ -13,7 +13,6 @@ from runtime.errors import (
     ConnectionLostError,
     ContextOverflowError,
     CutOffError,
-    EngineNotRunningError,
     LLMBadResponseError,
     LLMInvalidRequestError,
     LLMProviderError,
@@ -26,21 +25,17 @@ from runtime.inference.effects import (
     BrokenError,
     Emit,
     ExpiredError,
-    HttpRequest,
     Pause,
     Read,
-    UnreachableError,
     WireError,
     locate,
-    open_,
     read_all,
 )
+from runtime.inference.exchange import CHAT_PATH, MAX_BODY_BYTES, broken, opened, post
 from runtime.inference.recovery import BrokeOffError, Course, DivergedError
 from runtime.inference.sse import SseDecoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from runtime.contracts import LLMDelta, LLMResponse
     from runtime.engines.base import Endpoint
     from runtime.errors import RequestTimeoutError
@@ -52,11 +47,6 @@ if TYPE_CHECKING:
     from runtime.inference.queueing import Place
     from runtime.inference.schema import Enforcement
     from runtime.inference.stream import Answer
-
-CHAT_PATH = "/v1/chat/completions"
-
-MAX_BODY_BYTES = 256 * 1024 * 1024
-"""Longest answer that is read into memory."""
 
 _TURN_LOOK_S = 0.05
 
@@ -271,7 +261,7 @@ def _attempt(ask: _Ask, asked: Wish, answer: Answer, seed: int) -> Flow[_Got]:
         incidents.sent(ask.ticket, endpoint.generation)
     phase: Phase = "first_token" if stream else "total"
     try:
-        head = yield from _opened(post(endpoint, CHAT_PATH, body), clock, phase)
+        head = yield from opened(post(endpoint, CHAT_PATH, body), clock, phase)
     except BrokeOffError as exc:
         if not exc.reached:
             incidents.never_reached(ask.ticket, endpoint.generation)
@@ -298,7 +288,7 @@ def _attempt(ask: _Ask, asked: Wish, answer: Answer, seed: int) -> Flow[_Got]:
     except ExpiredError as exc:
         raise (yield from _late(exc, ask, answer, "total", endpoint)) from exc
     except BrokenError as exc:
-        raise _broken(exc, endpoint.base_url) from exc
+        raise broken(exc, endpoint.base_url) from exc
     return _Got(answer, endpoint, enforcement)
 
 
@@ -448,84 +438,3 @@ def _whole(head: HttpHead, clock: Clock, answer: Answer, wish: Wish, *, emit: bo
     if emit:  # a server that does not stream although asked to
         for delta in deltas:
             yield Emit(delta)
-
-
-def _opened(wanted: HttpRequest, clock: Clock, phase: Phase) -> Flow[HttpHead]:
-    """The head of the answer to one request.
-
-    Raises:
-        BrokeOffError: The server is not there, or was not for long enough.
-        ExpiredError: The deadline passed.
-    """
-    clock.mark()
-    try:
-        return (
-            yield from open_(
-                wanted,
-                connect_timeout_s=clock.limits.connect_timeout_s,
-                until=clock.until(phase),
-            )
-        )
-    except (UnreachableError, BrokenError) as exc:
-        raise _broken(exc, wanted.base_url) from exc
-
-
-def fetch(
-    request: Callable[[Endpoint], HttpRequest], clock: Clock
-) -> Flow[tuple[Endpoint, HttpHead, bytes]]:
-    """A whole small answer, whatever its status.
-
-    A request that broke off is sent again, to wherever the server is by then.
-    """
-    course = Course(max_retries=clock.limits.max_retries, emit=False)
-    while True:
-        try:
-            endpoint = yield from locate(clock.left_s)
-            if endpoint.generation:
-                course.there(clock.started)
-            head = yield from _opened(request(endpoint), clock, "total")
-            try:
-                body = yield from read_all(clock.until("total"), MAX_BODY_BYTES)
-            except BrokenError as exc:
-                raise _broken(exc, endpoint.base_url) from exc
-        except BrokeOffError as exc:
-            pause_s = course.broke_off(course.blank(), exc, clock.now)
-            if pause_s is None:
-                raise exc.error from exc.__cause__
-            yield Pause(pause_s)
-        except ExpiredError as exc:
-            raise clock.timeout("connect" if exc.connecting else "total") from exc
-        else:
-            return endpoint, head, body
-
-
-def post(endpoint: Endpoint, path: str, body: object) -> HttpRequest:
-    """A JSON request to an endpoint."""
-    return HttpRequest(
-        base_url=endpoint.base_url,
-        path=path,
-        body=payload.encode(body),
-        api_key=endpoint.api_key,
-    )
-
-
-def _broken(exc: WireError, address: str) -> BrokeOffError:
-    reached = not isinstance(exc, UnreachableError)
-    if not reached:
-        error = ConnectionLostError(
-            f"Nothing answers at {address}: {exc}.",
-            hint="Is the server running, and is its address right?",
-        )
-    else:
-        error = ConnectionLostError(
-            f"The connection to {address} broke before the answer was complete: {exc}.",
-            hint="Send the request again; the server's log may say why it ended.",
-        )
-    return BrokeOffError(error, reached=reached)
-
-
-def client_closed() -> EngineNotRunningError:
-    """The error for a request that its client's end ended."""
-    return EngineNotRunningError(
-        "The client is closed.", state="closed", hint="Make a new LlamaClient."
-    )

@@ -36,9 +36,10 @@ from runtime.inference.effects import (
     Open,
     Read,
     UnreachableError,
+    UntrustedError,
     WireError,
 )
-from runtime.inference.flow import client_closed
+from runtime.inference.failures import client_closed
 from runtime.inference.queueing import SlotQueue
 
 if TYPE_CHECKING:
@@ -353,7 +354,14 @@ def _secured(connected: socket.socket, host: str) -> socket.socket:
         raise ExpiredError(f"no TLS with {host}", connecting=True) from exc
     except (OSError, UnicodeError) as exc:
         connected.close()
-        raise UnreachableError(f"no TLS with {host}: {exc}") from exc
+        raise no_tls(host, exc) from exc
+
+
+def no_tls(host: str, why: BaseException) -> UnreachableError:
+    """What it means that TLS with a host failed."""
+    if isinstance(why, ssl.SSLCertVerificationError):
+        return UntrustedError(why.verify_message)
+    return UnreachableError(f"no TLS with {host}: {why}")
 
 
 def headers(request: HttpRequest) -> dict[str, str]:

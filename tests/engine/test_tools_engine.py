@@ -23,7 +23,7 @@ from runtime import (
 from runtime.inference import payload
 from runtime.inference import schema as schemas
 from runtime.inference.clock import Clock, Limits
-from runtime.inference.flow import fetch, post
+from runtime.inference.exchange import fetch, post
 from runtime.testing.tiny_model import build_tiny_model
 from tests.conftest import ENGINES
 from tests.engine.test_client_engine import LLAMA_CPP, options_of

@@ -8,15 +8,21 @@ used up in order, and after them every chat is answered as it should be.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import socket
+import ssl
 import struct
 import threading
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Self
+
+LOOPBACK = Path(__file__).with_name("loopback.pem")
+"""A key, and a certificate for 127.0.0.1 that it signed itself; it keeps nothing secret."""
 
 MODEL = "fake-model"
 CONTEXT = 256
@@ -207,6 +213,7 @@ class FakeServer:
         api_key: The key it asks for.
         listed: The models it lists.
         slots: How many requests it says to work on at once.
+        tls: Whether it speaks TLS, with the certificate of ``LOOPBACK``.
     """
 
     def __init__(
@@ -220,6 +227,7 @@ class FakeServer:
         api_key: str | None = None,
         listed: Sequence[str] = (MODEL,),
         slots: int = 4,
+        tls: bool = False,
     ) -> None:
         self.llama_cpp = llama_cpp
         self.llguidance = llguidance
@@ -235,7 +243,10 @@ class FakeServer:
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if tls else None
+        if self._tls is not None:
+            self._tls.load_cert_chain(LOOPBACK)
+        self.url = f"http{'s' * tls}://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def will(self, *behaviours: Behaviour) -> None:
         """Answer the next chat requests so."""
@@ -272,8 +283,11 @@ class FakeServer:
             self._begin(self._serve, sock)
 
     def _serve(self, sock: socket.socket) -> None:
-        with sock:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(sock)
             try:
+                if self._tls is not None:
+                    sock = stack.enter_context(self._tls.wrap_socket(sock, server_side=True))
                 request = _read(sock)
                 if request is not None:
                     self.requests.append(request)

@@ -1,0 +1,94 @@
+"""The deadline of a routed request is one for the wait for its model and for its answer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from runtime import RequestTimeoutError, TaskProfile
+from runtime.client._loading import RoutedClient
+from runtime.client._pool import ModelPool
+from runtime.client._router import Router
+from runtime.client._speeds import SpeedBook
+from runtime.inference import payload
+from tests.fakes.openai_server import FakeServer, Stalls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+LOADING_S = 0.4
+TIMEOUT_S = 0.8
+
+
+class Slow:
+    """Loads a client of a server that runs, and takes its time."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def prepare(self, name: str) -> int:
+        return 1
+
+    def load(self, name: str) -> RoutedClient:
+        threading.Event().wait(LOADING_S)
+        return RoutedClient(base_url=self.address, request_timeout_s=TIMEOUT_S)
+
+    def unload(self, name: str, loaded: RoutedClient) -> None:
+        loaded.close()
+
+    def usable(self, name: str, loaded: RoutedClient) -> bool:
+        return True
+
+    def measured_bytes(self, name: str, loaded: RoutedClient) -> int | None:
+        return None
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as running:
+        yield running
+
+
+@pytest.fixture
+def router(server: FakeServer) -> Iterator[Router]:
+    model: Any = SimpleNamespace(name="a", names=("a",), key=None)
+    pool = ModelPool(Slow(server.url), budget_bytes=1, idle_timeout_s=None)
+    yield Router(
+        {"a": model},
+        pool=pool,
+        book=SpeedBook(),
+        profile=TaskProfile(),
+        budget_bytes=1,
+        timeout_s=TIMEOUT_S,
+    )
+    pool.close()
+
+
+def whole(router: Router) -> object:
+    wish = payload.from_chat("hi", model="a", params=None)
+    return router.answer(wish, None, lambda client: client.chat("hi"))
+
+
+def streamed(router: Router) -> object:
+    wish = payload.from_chat("hi", model="a", params=None)
+    return list(router.stream(wish, None, lambda client: client.stream_chat("hi")))
+
+
+@pytest.mark.parametrize("asked", [whole, streamed])
+def test_an_answer_has_the_time_that_its_model_left(
+    router: Router, server: FakeServer, asked: Callable[[Router], object]
+) -> None:
+    server.will(Stalls(answers=False), Stalls(answers=False))
+    with pytest.raises(RequestTimeoutError) as caught:
+        asked(router)
+    assert caught.value.phase == "total"
+    assert caught.value.after_s <= TIMEOUT_S - LOADING_S + 0.2
+
+    began_at = time.monotonic()
+    with pytest.raises(RequestTimeoutError) as caught:
+        asked(router)
+    assert time.monotonic() - began_at >= TIMEOUT_S, "the client's own deadline is as it was"
