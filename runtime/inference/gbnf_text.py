@@ -128,6 +128,8 @@ class _Parser:
 
     def _class(self) -> str:
         negated = self._takes("^")
+        if self.left.startswith("]"):  # empty in ECMA-262, a "]" within the class elsewhere
+            raise UnsupportedPatternError("[]")
         parts: list[str] = []
         while not self._takes("]"):
             first = self._next()

@@ -96,8 +96,10 @@ def test_async_streams_go_on_where_they_were(
             return await all_of_them(client, kill=False), await all_of_them(client, kill=True)
 
     undisturbed, recovered = asyncio.run(twice())
-    notes: list[Any] = [(each.raw or {}).get("recovery") for each in recovered]
-    saw([note and note["interruptions"][0]["token"] for note in notes])
+    # A fast engine may have sent the end of one before the slowest had said enough.
+    notes: list[Any] = [note for each in recovered if (note := (each.raw or {}).get("recovery"))]
+    saw([note["interruptions"][0]["token"] for note in notes])
+    assert notes
     assert [each.text for each in recovered] == [each.text for each in undisturbed]
     assert all(note["exact"] and note["interruptions"][0]["token"] > 0 for note in notes)
     assert not any("recovery" in (each.raw or {}) for each in undisturbed)

@@ -182,7 +182,22 @@ def test_valid_values_are_admitted(document: dict[str, Any], value: object) -> N
 
 @pytest.mark.parametrize(
     "pattern",
-    ["(?=x)", "a^b", "a$b", "\\bx", "(a", "a{2", "a{9999}", "[", "\\", "^a|b$", "\\1", "*"],
+    [
+        "(?=x)",
+        "a^b",
+        "a$b",
+        "\\bx",
+        "(a",
+        "a{2",
+        "a{9999}",
+        "[",
+        "[]]",
+        "[^]a]",
+        "\\",
+        "^a|b$",
+        "\\1",
+        "*",
+    ],
 )
 def test_what_is_no_plain_pattern_is_said_to_be_none(pattern: str) -> None:
     with pytest.raises(UnsupportedPatternError):
