@@ -591,7 +591,9 @@ def test_a_stream_whose_engine_is_killed_goes_on_where_it_was(own_client: LlamaC
         if len(heard) in {5, 20}:
             kill_engine(own_client)
     assert "".join(heard) == last.text == whole.text
-    assert (last.usage, last.finish_reason) == (whole.usage, whole.finish_reason)
+    counts_streams = own_client._source.current.kind in LLAMA_CPP  # the others tell no usage there
+    assert last.usage == (whole.usage if counts_streams else None)
+    assert last.finish_reason == whole.finish_reason
     assert last.raw["recovery"]["count"] >= 1
     assert last.raw["recovery"]["exact"]
     assert whole.raw is not None
