@@ -146,8 +146,8 @@ class Keeper:
 
     def run(self) -> None:
         """Start the engine and stay until it has ended or the owner is gone."""
-        wake_read, wake_write = os.pipe()
-        os.set_blocking(wake_read, False)
+        self.wake, wake_write = os.pipe()
+        os.set_blocking(self.wake, False)
         os.set_blocking(wake_write, False)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self.output, output_write = os.pipe()
@@ -161,7 +161,7 @@ class Keeper:
         emit(event="spawned", pid=self.engine)
 
         watch = self.watch = watch_owner(self.owner_pid, self.owner_fd)
-        for fd in (CONTROL, self.output, wake_read):
+        for fd in (CONTROL, self.output, self.wake):
             watch.add(fd)
         if self.feed:
             watch.add(self.engine_in, write=True)
@@ -174,9 +174,8 @@ class Keeper:
                 self.forward()
             if self.engine_in in ready and self.write_input():
                 watch.remove(self.engine_in)
-            if wake_read in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(wake_read, CHUNK)
+            if self.wake in ready:
+                self.awake()
             if owner_gone or (CONTROL in ready and not self.control()):
                 return self.owner_gone()
             self.reap()
@@ -187,14 +186,23 @@ class Keeper:
         self.reason = f"its owner, process {self.owner_pid}, is gone"
         self.signal_engine(signal.SIGTERM)
         until = time.monotonic() + TERM_GRACE_S
-        while not self.ending and time.monotonic() < until:
-            time.sleep(0.005)
-            self.copy()
+        watched = [self.output, self.wake]
+        while not self.ending and (left_s := until - time.monotonic()) > 0:
+            ready, _, _ = select.select(watched, [], [], left_s)
+            if self.output in ready and not self.copy():
+                watched.remove(self.output)
+            if self.wake in ready:
+                self.awake()
             self.reap()
         self.clear_away()
         if self.task.get("record_path"):
             with contextlib.suppress(OSError):
                 os.unlink(self.task["record_path"])  # noqa: PTH108 - pathlib is slow to import
+
+    def awake(self) -> None:
+        """Take note of signals: SIGCHLD tells that a child has ended."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.wake, CHUNK)
 
     def finish(self) -> None:
         """The engine ended: end its leftovers, read its last words, report."""
