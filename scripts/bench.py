@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from runtime import LlamaClient, LLMChatParams, LLMError, ModelStore, ServerConfig, ServerManager
-from runtime.inference import payload
+from runtime.inference import payload, wishes
 from runtime.server.plan import new_key, plan_launch
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def measure_streams(client: LlamaClient, *, rounds: int, tokens: int, at_once: i
     if server is None:
         raise LLMError("The benchmark needs a managed server.")
     endpoint = server.wait_ready()
-    wish = payload.from_chat(PROMPT, model=None, params=params)
+    wish = wishes.from_chat(PROMPT, model=None, params=params)
     body, _ = payload.body(wish, endpoint, seed=1, stream=True)
     raw = Raw(endpoint.base_url, endpoint.api_key, body)
     ours = Ours(client, params)

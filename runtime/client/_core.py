@@ -15,8 +15,8 @@ from runtime.inference import (
     counting,
     embeddings,
     failures,
-    payload,
     structured,
+    wishes,
 )
 from runtime.inference.bounds import Bounds
 from runtime.inference.clock import Limits
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         ToolSpec,
     )
     from runtime.inference.effects import Flow
-    from runtime.inference.payload import Wish
+    from runtime.inference.wishes import Wish
     from runtime.server.manager import ServerManager
     from runtime.settings import ServerConfig
     from runtime.store import PullProgress
@@ -207,10 +207,10 @@ class ClientCore:
         self, messages: Sequence[LLMMessage] | str, model: str | None, params: LLMChatParams | None
     ) -> Wish:
         policy = self._settings.policy
-        return payload.from_chat(messages, model=model, params=params, policy=policy)
+        return wishes.from_chat(messages, model=model, params=params, policy=policy)
 
     def _request_wish(self, request: LLMRequest) -> Wish:
-        return payload.from_request(request, policy=self._settings.policy)
+        return wishes.from_request(request, policy=self._settings.policy)
 
     def _conversation(self, wish: Wish, model: str | None, *, emit: bool) -> Flow[LLMResponse]:
         """The flow of a wish for a model as its server names it; None for the server's own."""
@@ -233,7 +233,7 @@ class ClientCore:
         if isinstance(given, str) and not tools and params is None:
             return counting.count_text(given, self._limits)
         policy = self._settings.policy
-        wish = payload.from_prompt(given, tools=tools, params=params, policy=policy)
+        wish = wishes.from_prompt(given, tools=tools, params=params, policy=policy)
         return counting.count_prompt(wish, self._limits)
 
     def _embedding(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from runtime.client._stream import AnswerStream
     from runtime.client.sync import LlamaClient
     from runtime.contracts import LLMResponse, TaskProfile
-    from runtime.inference.payload import Wish
+    from runtime.inference.wishes import Wish
 
 Item = TypeVar("Item")
 

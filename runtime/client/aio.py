@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     )
     from runtime.inference.effects import Flow
     from runtime.inference.embeddings import TruncatedEmbeddingResult
-    from runtime.inference.payload import Wish
+    from runtime.inference.wishes import Wish
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from runtime.contracts import (
 )
 from runtime.errors import ConfigError
 from runtime.hardware import memory
-from runtime.inference import payload, structured
+from runtime.inference import structured, wishes
 from runtime.inference.bounds import Bounds
 from runtime.inference.clock import Limits
 from runtime.inference.policy import Policy
@@ -185,7 +185,7 @@ class RoutingClient:
             NoModelFitsError: Says for each model why not.
             LLMError: See the error table of the contract.
         """
-        wish = payload.from_chat(messages, model=model, params=params, policy=self._policy)
+        wish = wishes.from_chat(messages, model=model, params=params, policy=self._policy)
         return self._router.answer(wish, None, lambda client: client.chat(messages, params=params))
 
     def stream_chat(
@@ -202,7 +202,7 @@ class RoutingClient:
         Raises:
             LLMError: As for :meth:`chat`, at once or while iterating.
         """
-        wish = payload.from_chat(messages, model=model, params=params, policy=self._policy)
+        wish = wishes.from_chat(messages, model=model, params=params, policy=self._policy)
         return self._router.stream(
             wish, None, lambda client: client.stream_chat(messages, params=params)
         )
@@ -213,7 +213,7 @@ class RoutingClient:
         Raises:
             LLMError: As for :meth:`chat`.
         """
-        wish = payload.from_request(request, policy=self._policy)
+        wish = wishes.from_request(request, policy=self._policy)
         plain = without_model(request)
         return self._router.answer(wish, request, lambda client: client.generate(plain))
 
@@ -223,7 +223,7 @@ class RoutingClient:
         Raises:
             LLMError: As for :meth:`chat`, at once or while iterating.
         """
-        wish = payload.from_request(request, policy=self._policy)
+        wish = wishes.from_request(request, policy=self._policy)
         plain = without_model(request)
         return self._router.stream(wish, request, lambda client: client.stream(plain))
 

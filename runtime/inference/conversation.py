@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from runtime.inference.clock import Limits
     from runtime.inference.effects import Flow
     from runtime.inference.fitting import Fit
-    from runtime.inference.payload import Wish
     from runtime.inference.places import Places
     from runtime.inference.reply import Backend
+    from runtime.inference.wishes import Wish
 
 
 def converse(

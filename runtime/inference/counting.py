@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from runtime.engines.base import Endpoint
     from runtime.inference.clock import Limits
     from runtime.inference.effects import Flow, HttpRequest
-    from runtime.inference.payload import Wish
+    from runtime.inference.wishes import Wish
 
 _MISSING = {404, 405, 501}
 

@@ -23,9 +23,10 @@ from runtime.inference.effects import locate
 from runtime.inference.exchange import fetch, post
 from runtime.inference.flow import enter
 from runtime.inference.names import public_name
-from runtime.inference.payload import LLAMA_CPP_KINDS, encode
+from runtime.inference.payload import LLAMA_CPP_KINDS
 from runtime.inference.stream import usage_of
 from runtime.inference.vectors import VectorBuilder
+from runtime.inference.wishes import encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

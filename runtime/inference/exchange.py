@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runtime.errors import ConnectionLostError
-from runtime.inference import failures, payload
+from runtime.inference import failures, wishes
 from runtime.inference.effects import (
     BrokenError,
     ExpiredError,
@@ -41,7 +41,7 @@ def post(endpoint: Endpoint, path: str, body: object) -> HttpRequest:
     return HttpRequest(
         base_url=endpoint.base_url,
         path=path,
-        body=payload.encode(body),
+        body=wishes.encode(body),
         api_key=endpoint.api_key,
     )
 

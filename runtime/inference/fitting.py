@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from runtime.inference.clock import Limits
     from runtime.inference.effects import Flow
-    from runtime.inference.payload import Wish
+    from runtime.inference.wishes import Wish
 
 log = logging.getLogger(__name__)
 

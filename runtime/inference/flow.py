@@ -19,7 +19,7 @@ from runtime.errors import (
     ServerStatusError,
     UnreadableAnswerError,
 )
-from runtime.inference import failures, payload, queueing, reply
+from runtime.inference import failures, follow_ups, payload, queueing, reply, wishes
 from runtime.inference.clock import Clock
 from runtime.inference.effects import (
     BrokenError,
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from runtime.inference.clock import Limits, Phase
     from runtime.inference.closing import Closed
     from runtime.inference.effects import Flow, HttpHead
-    from runtime.inference.payload import Wish
     from runtime.inference.places import Places
     from runtime.inference.queueing import Place
     from runtime.inference.schema import Enforcement
     from runtime.inference.stream import Answer
+    from runtime.inference.wishes import Wish
 
 _TURN_LOOK_S = 0.05
 
@@ -139,11 +139,11 @@ def _answered(ask: _Ask) -> Flow[LLMResponse]:
     """Ask until the answer is what was asked for, each time with another seed."""
     wish, emit, course = ask.wish, ask.emit, ask.course
     started_at = Provenance.now_iso()
-    first_seed = payload.new_seed() if wish.seed is None else wish.seed
+    first_seed = wishes.new_seed() if wish.seed is None else wish.seed
     number = 0
     asked, blamed = wish, None
     while True:
-        seed = payload.later_seed(first_seed, number)
+        seed = wishes.later_seed(first_seed, number)
         try:
             got = yield from _unbroken(ask, asked, seed)
         except ContextOverflowError:
@@ -155,15 +155,15 @@ def _answered(ask: _Ask) -> Flow[LLMResponse]:
             if delivered or number >= ask.limits.max_retries:
                 raise
             # Calls in a form of ours need no reading by the server.
-            wish = asked = payload.telling(wish)
+            wish = asked = follow_ups.telling(wish)
             blamed = None
             number += 1
             course.begin_anew()
             continue
         except (LLMInvalidRequestError, ServerStatusError) as exc:
-            if (better := payload.repaired(asked, exc)) is None:
+            if (better := follow_ups.repaired(asked, exc)) is None:
                 raise
-            asked, wish = better, payload.repaired(wish, exc) or wish
+            asked, wish = better, follow_ups.repaired(wish, exc) or wish
             continue
         answer = got.answer
         ask.backend.pace.learn_from(answer.timings)
@@ -176,11 +176,11 @@ def _answered(ask: _Ask) -> Flow[LLMResponse]:
         except LLMBadResponseError as exc:
             if (emit and answer.delivered) or number >= ask.limits.max_retries:
                 raise
-            if told := payload.told(asked, got.endpoint, answer.tool_calls):
+            if told := follow_ups.told(asked, got.endpoint, answer.tool_calls):
                 wish = asked = told
                 blamed = None
             else:
-                corrected = payload.corrected(wish, exc, answer.tool_calls)
+                corrected = follow_ups.corrected(wish, exc, answer.tool_calls)
                 # The same budget would cut it off again, and the same words without chance be
                 # repeated.
                 if isinstance(exc, CutOffError) or (wish.temperature == 0 and corrected is None):
@@ -226,7 +226,7 @@ def _unbroken(ask: _Ask, asked: Wish, seed: int) -> Flow[_Got]:
         going_on = asked
         if course.continuing:
             delivered = course.delivered
-            going_on = payload.going_on(asked, delivered.text, delivered.tokens)
+            going_on = follow_ups.going_on(asked, delivered.text, delivered.tokens)
         try:
             return (yield from _attempt(ask, going_on, answer, seed))
         except _SilentStreamError:
@@ -282,7 +282,7 @@ def _attempt(ask: _Ask, asked: Wish, answer: Answer, seed: int) -> Flow[_Got]:
             yield from _whole(head, clock, answer, asked, emit=emit)
             course.goes_on(clock.now)
     except DivergedError:
-        if course.continuing or answer.reasoning or not payload.can_go_on(asked, endpoint):
+        if course.continuing or answer.reasoning or not follow_ups.can_go_on(asked, endpoint):
             raise failures.diverged(partial_text=course.partial) from None
         raise
     except ExpiredError as exc:

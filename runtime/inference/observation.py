@@ -23,8 +23,8 @@ from runtime.inference.telemetry import telemetry
 
 if TYPE_CHECKING:
     from runtime.inference.effects import Effect, Flow
-    from runtime.inference.payload import Wish
     from runtime.inference.telemetry import Telemetry
+    from runtime.inference.wishes import Wish
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from runtime.inference.payload import LLAMA_CPP_KINDS
 
 if TYPE_CHECKING:
     from runtime.engines.base import Endpoint
-    from runtime.inference.payload import Wish
+    from runtime.inference.wishes import Wish
 
 Keys = tuple[int, ...]
 """One number for each beginning of a conversation: its first message, its first two, and so on."""

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from runtime.engines.base import Endpoint
     from runtime.inference.closing import Closed
-    from runtime.inference.payload import Wish
     from runtime.inference.schema import Enforcement
     from runtime.inference.stream import Answer
+    from runtime.inference.wishes import Wish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from runtime import (
     LLMRequest,
     ToolSpec,
 )
-from runtime.inference import payload
+from runtime.inference import payload, wishes
 from runtime.inference import schema as schemas
 from runtime.inference.clock import Clock, Limits
 from runtime.inference.exchange import fetch, post
@@ -235,7 +235,7 @@ def test_every_history_is_brought_into_a_form_that_the_template_takes(
     speaking: LlamaClient, history: list[dict[str, Any]]
 ) -> None:
     endpoint = speaking._source.current
-    wish = payload.Wish(messages=tuple(history))
+    wish = wishes.Wish(messages=tuple(history))
     for repair in (1, 2):
         body, _ = payload.body(replace(wish, repair=repair), endpoint, seed=1, stream=False)
         rendered = {"messages": body["messages"]}

@@ -13,7 +13,7 @@ from runtime import Bounds
 from runtime.contracts import LLMMessage, LLMRequest
 from runtime.engines.base import EngineCapabilities
 from runtime.errors import ConfigError, LLMInvalidRequestError
-from runtime.inference import payload, schema
+from runtime.inference import schema, wishes
 
 LLGUIDANCE = EngineCapabilities(llguidance=True)
 SMALL = Bounds(text_chars=5, items=2, members=1, digits=3, decimals=2)
@@ -128,7 +128,7 @@ def test_bounds_can_be_set_for_one_request() -> None:
         request = LLMRequest(
             messages=[LLMMessage(role="user", content="x")], provider_options={"bounds": bounds}
         )
-        return payload.from_request(request).policy.bounds
+        return wishes.from_request(request).policy.bounds
 
     assert made({"items": 3}) == Bounds(items=3)
     assert made(SMALL) is SMALL

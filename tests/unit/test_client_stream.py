@@ -11,7 +11,7 @@ import pytest
 
 from runtime import EngineNotRunningError, LlamaClient, LLMError, LLMInvalidRequestError
 from runtime.engines.base import Endpoint, EngineCapabilities
-from runtime.inference import payload
+from runtime.inference import wishes
 from runtime.inference.clock import Limits
 from runtime.inference.effects import (
     BrokenError,
@@ -184,7 +184,7 @@ def script(
     endpoint: Endpoint, *answers: Any, limits: Limits | None = None
 ) -> tuple[list[Any], Any]:
     """Drive a conversation with prepared answers; what it asked for, and what it returned."""
-    wish = payload.from_chat("hi", model=None, params=None)
+    wish = wishes.from_chat("hi", model=None, params=None)
     flow = converse(wish, limits or Limits(), BACKEND, emit=True)
     asked: list[Any] = []
     queue = list(answers)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from runtime.engines.base import Endpoint, EngineCapabilities
 from runtime.errors import ContextOverflowError, LLMCapabilityError, LLMInvalidRequestError
-from runtime.inference import payload
+from runtime.inference import wishes
 from runtime.inference.clock import Limits
 from runtime.inference.effects import HttpHead, Locate, Open
 from runtime.inference.fitting import MOST_ROOM, Fit, fitted, groups
@@ -86,7 +86,7 @@ class Engine:
             SimpleNamespace(role=ROLES[role], content=content)
             for role, content in zip(roles or "ua" * len(contents), contents, strict=False)
         ]
-        wish = payload.from_chat(said, model=None, params=SimpleNamespace(max_tokens=max_tokens))
+        wish = wishes.from_chat(said, model=None, params=SimpleNamespace(max_tokens=max_tokens))
         flow = fitted(wish, Limits())
         result: Any = None
         parts: list[bytes] = []
@@ -159,11 +159,11 @@ def test_it_needs_to_know_the_context() -> None:
 
 def test_it_is_asked_for_by_the_client_or_by_one_request() -> None:
     options = SimpleNamespace(provider_options={"fit": "drop_oldest"})
-    made = payload.from_chat("hi", model=None, params=options)
+    made = wishes.from_chat("hi", model=None, params=options)
     assert made.policy.fit == "drop_oldest"
     assert made.options == {}
-    kept = payload.from_chat("hi", model=None, params=None, policy=Policy(fit="drop_oldest"))
+    kept = wishes.from_chat("hi", model=None, params=None, policy=Policy(fit="drop_oldest"))
     assert kept.policy.fit == "drop_oldest"
     wrong = SimpleNamespace(provider_options={"fit": "drop_newest"})
     with pytest.raises(LLMInvalidRequestError, match="fit is 'drop_newest'"):
-        payload.from_chat("hi", model=None, params=wrong)
+        wishes.from_chat("hi", model=None, params=wrong)

@@ -14,10 +14,10 @@ import pytest
 from runtime.contracts import LLMChatParams, LLMMessage, LLMRequest, ToolSpec
 from runtime.engines.base import Endpoint, EngineCapabilities
 from runtime.errors import LLMError, LLMInvalidRequestError
-from runtime.inference import payload
+from runtime.inference import payload, wishes
 
 if TYPE_CHECKING:
-    from runtime.inference.payload import Wish
+    from runtime.inference.wishes import Wish
 
 USER = LLMMessage(role="user", content="hi")
 TOOL = ToolSpec(name="add", description="Adds.", input_schema={"type": "object"}, output_schema={})
@@ -37,7 +37,7 @@ def endpoint(**changes: Any) -> Endpoint:
 
 
 def wish(**values: Any) -> Wish:
-    return payload.from_request(LLMRequest(**{"messages": [USER], **values}))
+    return wishes.from_request(LLMRequest(**{"messages": [USER], **values}))
 
 
 def body(made: Wish, at: Endpoint | None = None, *, stream: bool = False) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def body(made: Wish, at: Endpoint | None = None, *, stream: bool = False) -> dic
 
 
 def test_a_plain_string_is_one_user_message() -> None:
-    made = payload.from_chat("hi", model=None, params=None)
+    made = wishes.from_chat("hi", model=None, params=None)
     assert made.messages == ({"role": "user", "content": "hi"},)
 
 
@@ -91,13 +91,13 @@ def test_any_sequence_of_look_alikes_will_do() -> None:
     params = SimpleNamespace(
         temperature=0, max_tokens=3, response_schema=None, provider_options={"seed": 5}
     )
-    made = payload.from_chat(messages, model="m", params=params)
+    made = wishes.from_chat(messages, model="m", params=params)
     assert (made.temperature, made.max_tokens, made.seed, made.model) == (0, 3, 5, "m")
     assert made.messages[1]["tool_calls"] == [
         {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
     ]
     request = SimpleNamespace(messages=messages)  # what it lacks is as if left out
-    assert payload.from_request(request).messages == made.messages
+    assert wishes.from_request(request).messages == made.messages
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_any_sequence_of_look_alikes_will_do() -> None:
 )
 def test_messages_that_cannot_be_right_are_refused(messages: Any, said: str) -> None:
     with pytest.raises(LLMInvalidRequestError, match=said):
-        payload.from_chat(messages, model=None, params=None)
+        wishes.from_chat(messages, model=None, params=None)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_what_cannot_be_right_is_refused_before_any_request(
 
 def test_something_that_is_no_request_is_refused() -> None:
     with pytest.raises(LLMInvalidRequestError, match="LLMMessage has none"):
-        payload.from_request(USER)
+        wishes.from_request(USER)
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n_predict"])
@@ -195,12 +195,12 @@ def test_a_seed_of_zero_is_a_seed() -> None:
 
 
 def test_seeds_differ_by_attempt_and_are_the_same_every_time() -> None:
-    seeds = [payload.later_seed(5, attempt) for attempt in range(4)]
+    seeds = [wishes.later_seed(5, attempt) for attempt in range(4)]
     assert seeds[0] == 5
     assert len(set(seeds)) == 4
-    assert seeds == [payload.later_seed(5, attempt) for attempt in range(4)]
-    assert all(0 <= payload.later_seed(payload.MAX_SEED, n) <= payload.MAX_SEED for n in range(9))
-    assert len({payload.new_seed() for _ in range(50)}) > 40
+    assert seeds == [wishes.later_seed(5, attempt) for attempt in range(4)]
+    assert all(0 <= wishes.later_seed(wishes.MAX_SEED, n) <= wishes.MAX_SEED for n in range(9))
+    assert len({wishes.new_seed() for _ in range(50)}) > 40
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_where_tools_cannot_be_seen_they_are_sent() -> None:
 
 def test_every_refusal_has_a_message_that_is_a_sentence() -> None:
     with pytest.raises(LLMError) as caught:
-        payload.from_chat([], model=None, params=None)
+        wishes.from_chat([], model=None, params=None)
     assert caught.value.hint
     assert str(caught.value).startswith("messages is empty.")
 
@@ -307,12 +307,12 @@ def test_every_refusal_has_a_message_that_is_a_sentence() -> None:
 def test_chat_params_of_the_contract_are_read() -> None:
     params = LLMChatParams(temperature=0.25, max_tokens=2, response_schema=OBJECT)
     params.provider_options["seed"] = 3
-    made = payload.from_chat([USER], model=None, params=params)
+    made = wishes.from_chat([USER], model=None, params=params)
     assert (made.temperature, made.max_tokens, made.seed) == (0.25, 2, 3)
     assert made.schema is not None
     assert made.schema.document == OBJECT
 
 
 def test_bodies_are_json_in_utf8() -> None:
-    assert json.loads(payload.encode({"a": "é👍"})) == {"a": "é👍"}
-    assert "é".encode() in payload.encode({"a": "é"})
+    assert json.loads(wishes.encode({"a": "é👍"})) == {"a": "é👍"}
+    assert "é".encode() in wishes.encode({"a": "é"})

@@ -15,7 +15,7 @@ from runtime.errors import (
     SchemaViolationError,
     UnenforceableSchemaError,
 )
-from runtime.inference import closing, payload, schema, strictness, tools
+from runtime.inference import closing, follow_ups, payload, schema, strictness, tools, wishes
 from runtime.inference.bounds import Bounds
 from tests.fakes.openai_server import FakeServer
 
@@ -141,7 +141,7 @@ def test_schemas_that_are_given_are_referred_to(draft: str) -> None:
         response_schema=document,
         provider_options={"schemas": {"https://example.com/kind.json": kind}},
     )
-    wish = payload.from_request(request)
+    wish = wishes.from_request(request)
     assert wish.schema is not None
     assert "schemas" not in wish.options
     assert schema.judge('{"a": "x", "b": 3}', wish.schema)
@@ -163,7 +163,7 @@ def test_schemas_that_cannot_be_referred_to_are_refused(wrong: Any) -> None:
         provider_options={"schemas": wrong},
     )
     with pytest.raises(LLMInvalidRequestError, match="schemas"):
-        payload.from_request(request)
+        wishes.from_request(request)
 
 
 def test_a_schema_is_compiled_once() -> None:
@@ -359,9 +359,9 @@ def test_strictness_is_the_requests_own_wish() -> None:
         context_tokens=64,
     )  # fmt: skip
     with pytest.raises(LLMInvalidRequestError, match="'not' at /not"):
-        payload.body(payload.from_request(request), endpoint, seed=1, stream=True)
+        payload.body(wishes.from_request(request), endpoint, seed=1, stream=True)
     with pytest.raises(LLMInvalidRequestError, match="enforcement is 'most'"):
-        payload.from_request(
+        wishes.from_request(
             LLMRequest(messages=request.messages, provider_options={"enforcement": "most"})
         )
 
@@ -377,7 +377,7 @@ def test_where_nothing_is_enforced_the_model_is_told() -> None:
         base_url="", api_key=None, kind="openai", model="m", capabilities=capabilities,
         context_tokens=None,
     )  # fmt: skip
-    told = payload.from_request(
+    told = wishes.from_request(
         LLMRequest(messages=[LLMMessage(role="system", content="be brief")], response_schema=PERSON)
     )
     body, _ = payload.body(told, at, seed=1, stream=False)
@@ -421,12 +421,12 @@ def test_what_is_too_large_for_gbnf_is_enforced_in_outline() -> None:
 )
 def test_response_formats_of_openai_are_schemas(form: dict[str, object]) -> None:
     """The engine itself ignores json_object."""
-    made = payload.from_request(
+    made = wishes.from_request(
         LLMRequest(messages=[LLMMessage(role="user", content="x")], response_format=form)
     )
     assert made.schema is not None
     assert made.schema.document == {"type": "object"}
-    in_options = payload.from_request(
+    in_options = wishes.from_request(
         LLMRequest(
             messages=[LLMMessage(role="user", content="x")],
             provider_options={"response_format": form},
@@ -439,7 +439,7 @@ def test_a_text_format_is_no_schema() -> None:
     request = LLMRequest(
         messages=[LLMMessage(role="user", content="x")], response_format={"type": "text"}
     )
-    assert payload.from_request(request).schema is None
+    assert wishes.from_request(request).schema is None
 
 
 ADD = ToolSpec(
@@ -508,14 +508,14 @@ def test_an_engine_s_own_converter_gets_no_reference_to_the_whole_document() -> 
 def test_a_repeated_key_narrows_the_next_grammar() -> None:
     members = {"a": {"type": "integer"}, "b": {"type": "object"}}
     document: dict[str, object] = {"type": "object", "properties": members}
-    wish = payload.from_request(
+    wish = wishes.from_request(
         LLMRequest(messages=[LLMMessage(role="user", content="x")], response_schema=document)
     )
     assert wish.schema is not None
     with pytest.raises(SchemaViolationError) as caught:
         schema.judge('{"c": 1, "c": 2}', wish.schema)
     assert caught.value.repeated_key == "c"
-    again = payload.corrected(wish, caught.value)
+    again = follow_ups.corrected(wish, caught.value)
     assert again is not None
     assert again.policy.bounds.named_only
     endpoint = Endpoint(
@@ -529,6 +529,6 @@ def test_a_repeated_key_narrows_the_next_grammar() -> None:
     assert '"maxProperties": 1' in str(tight["grammar"])
     with pytest.raises(SchemaViolationError) as other:
         schema.judge('{"a": "x"}', wish.schema)
-    corrected = payload.corrected(wish, other.value)
+    corrected = follow_ups.corrected(wish, other.value)
     assert corrected is not None
     assert not corrected.policy.bounds.named_only

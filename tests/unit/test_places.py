@@ -11,7 +11,7 @@ import pytest
 
 from runtime.contracts import LLMChatParams
 from runtime.engines.base import Endpoint, EngineCapabilities
-from runtime.inference import payload
+from runtime.inference import wishes
 from runtime.inference.clock import Limits
 from runtime.inference.conversation import converse
 from runtime.inference.effects import Enter, Locate, Open
@@ -30,11 +30,11 @@ ENGINE = Endpoint(
 TOOL = SimpleNamespace(name="f", description="", input_schema={"type": "object"})
 
 
-def wish(*said: str, tools: bool = False) -> payload.Wish:
+def wish(*said: str, tools: bool = False) -> wishes.Wish:
     """A conversation: the system's word, then the user's and the assistant's in turn."""
     roles = ["system", *["user", "assistant"] * len(said)]
     messages = [SimpleNamespace(role=r, content=c) for r, c in zip(roles, said, strict=False)]
-    return payload.from_chat(messages, model=None, params=None, tools=[TOOL] if tools else ())
+    return wishes.from_chat(messages, model=None, params=None, tools=[TOOL] if tools else ())
 
 
 class Slots:
@@ -150,7 +150,7 @@ def test_a_slot_is_chosen_once_the_request_has_come_up_in_line() -> None:
 
 
 def test_a_slot_that_the_caller_names_is_left_to_them() -> None:
-    named = payload.from_chat(
+    named = wishes.from_chat(
         "hi", model=None, params=LLMChatParams(provider_options={"id_slot": 2})
     )
     backend = Backend(name="n", config_hash="h")

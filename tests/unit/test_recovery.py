@@ -24,7 +24,7 @@ from runtime import (
     ToolSpec,
 )
 from runtime.engines.base import Endpoint, EngineCapabilities
-from runtime.inference import payload
+from runtime.inference import wishes
 from runtime.inference.clock import Clock, Limits, Pace
 from runtime.inference.effects import (
     BrokenError,
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from runtime import LLMDelta
-    from runtime.inference.payload import Wish
+    from runtime.inference.wishes import Wish
 
 HEAD = HttpHead(status=200, headers={"content-type": "text/event-stream"})
 ENDPOINT = Endpoint(
@@ -82,7 +82,7 @@ DIED = BrokenError("gone")
 
 
 def wish_of(**params: Any) -> Wish:
-    return payload.from_chat("hi", model=None, params=LLMChatParams(**params))
+    return wishes.from_chat("hi", model=None, params=LLMChatParams(**params))
 
 
 class Engine:

@@ -8,7 +8,7 @@ import pytest
 
 from runtime.contracts import LLMMessage, LLMRequest, ToolSpec
 from runtime.errors import LLMInvalidRequestError
-from runtime.inference import payload, request_limits
+from runtime.inference import request_limits, wishes
 
 LARK = "%llguidance {}\nstart: "
 
@@ -20,9 +20,9 @@ def nested(depth: int) -> Any:
     return value
 
 
-def wish(**given: Any) -> payload.Wish:
+def wish(**given: Any) -> wishes.Wish:
     given.setdefault("messages", [LLMMessage(role="user", content="x")])
-    return payload.from_request(LLMRequest(**given))
+    return wishes.from_request(LLMRequest(**given))
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,19 @@ import pytest
 
 from runtime.contracts import LLMMessage, LLMRequest
 from runtime.errors import LLMInvalidRequestError
-from runtime.inference import payload
+from runtime.inference import wishes
 from runtime.inference.policy import EnforcementLevel, Policy
 
 DOCUMENT: dict[str, Any] = {"type": "array"}
 
 
-def wish(form: dict[str, Any], policy: Policy | None = None, **options: Any) -> payload.Wish:
+def wish(form: dict[str, Any], policy: Policy | None = None, **options: Any) -> wishes.Wish:
     request = LLMRequest(
         messages=[LLMMessage(role="user", content="x")],
         response_format=form,
         provider_options=options,
     )
-    return payload.from_request(request, policy=policy or Policy())
+    return wishes.from_request(request, policy=policy or Policy())
 
 
 def named(**more: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from runtime.client._loading import RoutedClient
 from runtime.client._pool import ModelPool
 from runtime.client._router import Router
 from runtime.client._speeds import SpeedBook
-from runtime.inference import payload
+from runtime.inference import wishes
 from tests.fakes.openai_server import FakeServer, Stalls
 
 if TYPE_CHECKING:
@@ -69,12 +69,12 @@ def router(server: FakeServer) -> Iterator[Router]:
 
 
 def whole(router: Router) -> object:
-    wish = payload.from_chat("hi", model="a", params=None)
+    wish = wishes.from_chat("hi", model="a", params=None)
     return router.answer(wish, None, lambda client: client.chat("hi"))
 
 
 def streamed(router: Router) -> object:
-    wish = payload.from_chat("hi", model="a", params=None)
+    wish = wishes.from_chat("hi", model="a", params=None)
     return list(router.stream(wish, None, lambda client: client.stream_chat("hi")))
 
 
