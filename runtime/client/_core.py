@@ -15,7 +15,6 @@ from runtime.inference import (
     counting,
     embeddings,
     failures,
-    structured,
     wishes,
 )
 from runtime.inference.bounds import Bounds
@@ -248,20 +247,6 @@ class ClientCore:
             self._places.leave_alone()
         wanted = embeddings.embed(texts, self._limits, model=model, truncate=truncate)
         return self._observer.watch(wanted, asked)
-
-    @staticmethod
-    def _shaped(
-        shape: structured.Shape,
-        temperature: float | None,
-        max_tokens: int | None,
-        provider_options: dict[str, object] | None,
-    ) -> LLMChatParams:
-        return LLMChatParams(
-            temperature=temperature,
-            max_tokens=max_tokens,
-            response_schema=shape.schema,
-            provider_options=dict(provider_options or {}),
-        )
 
     def _own_embedder(self, model: str | None) -> ManagedSource | None:
         """The server of the embedding model when that is asked for; None: it is the chat's."""

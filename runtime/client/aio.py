@@ -204,7 +204,7 @@ class AsyncLlamaClient(ClientCore):
     ) -> T:
         """Answer with an instance of a type; see :meth:`runtime.LlamaClient.parse`."""
         shape = structured.shape_of(output_type)
-        params = self._shaped(shape, temperature, max_tokens, provider_options)
+        params = shape.params(temperature, max_tokens, provider_options)
         reply = await self.chat(messages, model=model, params=params)
         instance: T = shape.instance(reply.text)
         return instance

@@ -370,12 +370,7 @@ class RoutingClient:
     ) -> T:
         """Answer with an instance of a type; see :meth:`runtime.LlamaClient.parse`."""
         shape = structured.shape_of(output_type)
-        params = LLMChatParams(
-            temperature=temperature,
-            max_tokens=max_tokens,
-            response_schema=shape.schema,
-            provider_options=dict(provider_options or {}),
-        )
+        params = shape.params(temperature, max_tokens, provider_options)
         instance: T = shape.instance(self.chat(messages, model=model, params=params).text)
         return instance
 

@@ -234,7 +234,7 @@ class LlamaClient(ClientCore):
             LLMError: As for :meth:`chat`.
         """
         shape = structured.shape_of(output_type)
-        params = self._shaped(shape, temperature, max_tokens, provider_options)
+        params = shape.params(temperature, max_tokens, provider_options)
         instance: T = shape.instance(self.chat(messages, model=model, params=params).text)
         return instance
 

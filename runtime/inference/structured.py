@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import typing_extensions
 from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter, ValidationError
 
+from runtime.contracts import LLMChatParams
 from runtime.errors import LLMInvalidRequestError, SchemaViolationError
 from runtime.inference.schema import pointer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from typing_extensions import TypeForm
 
 
@@ -28,6 +31,20 @@ class Shape:
 
     schema: dict[str, object]
     adapter: TypeAdapter[Any]
+
+    def params(
+        self,
+        temperature: float | None,
+        max_tokens: int | None,
+        provider_options: Mapping[str, object] | None,
+    ) -> LLMChatParams:
+        """The parameters that ask for an instance."""
+        return LLMChatParams(
+            temperature=temperature,
+            max_tokens=max_tokens,
+            response_schema=self.schema,
+            provider_options=dict(provider_options or {}),
+        )
 
     def instance(self, text: str) -> Any:
         """The instance that ``text`` describes.
