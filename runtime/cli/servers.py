@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import os
 import signal
 import time
 from collections import deque
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import psutil
 
 from runtime.cli import output
 from runtime.cli.options import chosen, server_options
-from runtime.errors import ConfigError, LLMInvalidRequestError, LLMProviderError
+from runtime.errors import LLMInvalidRequestError, LLMProviderError
 from runtime.server import registry
 from runtime.settings import DEFAULT_MODEL, ServerConfig
 
@@ -85,16 +85,15 @@ def serve(
     from runtime.gateway.dialect import FOREVER  # noqa: PLC0415 - `--help` does not need it
     from runtime.gateway.dialect import keep_alive as keep_alive_of  # noqa: PLC0415
     from runtime.gateway.models import Models, Plan  # noqa: PLC0415
+    from runtime.gateway.rules import keys_from_file, rules_for  # noqa: PLC0415
     from runtime.gateway.running import address_of, listen, run  # noqa: PLC0415
+    from runtime.gateway.security import Guard  # noqa: PLC0415
 
     given = chosen(settings)
     given.setdefault("port", os.environ.get("LLAMA_RUNTIME_PORT", DEFAULT_PORT))
-    if api_key_file is not None:
-        given["api_key"] = _key_from(api_key_file)
-    elif not os.environ.get("LLAMA_RUNTIME_API_KEY"):
-        given["api_key"] = ""
     door = ServerConfig(**given)  # checks every setting
-    _refuse_open_door(door)
+    keys = keys_from_file(api_key_file) if api_key_file else filter(None, [door.api_key])
+    rules = rules_for(door.host, keys=keys)
     plan = Plan(
         models=_named(model, models),
         alias=given.get("alias"),
@@ -109,9 +108,9 @@ def serve(
 
         def ready(snapshot: ServerSnapshot) -> None:
             shown.close()
-            _announce(snapshot, address_of(listener), keyed=bool(door.api_key))
+            _announce(snapshot, address_of(listener), keyed=bool(rules.keys))
 
-        run(served, listener, ready=ready)
+        run(served, listener, ready=ready, guard=partial(Guard, rules=rules))
     output.note("Ended.")
 
 
@@ -120,30 +119,6 @@ def _named(model: str | None, models: str | None) -> tuple[str, ...]:
     listed = [model, *(models or "").split(",")] if model else (models or "").split(",")
     names = [name.strip() for name in listed if name and name.strip()]
     return tuple(dict.fromkeys(names)) or (os.environ.get("LLAMA_RUNTIME_MODEL") or DEFAULT_MODEL,)
-
-
-def _key_from(path: Path) -> str:
-    try:
-        key = path.read_text("utf-8").strip()
-    except OSError as exc:
-        raise ConfigError(
-            f"Cannot read the key file {path}: {exc.strerror or exc}.", hint="Check the path."
-        ) from exc
-    if not key:
-        raise ConfigError(f"The key file {path} is empty.", hint="Write the key into it.")
-    return key
-
-
-def _refuse_open_door(config: ServerConfig) -> None:
-    try:
-        local = config.host == "localhost" or ipaddress.ip_address(config.host).is_loopback
-    except ValueError:
-        local = False
-    if not local and not config.api_key:
-        raise ConfigError(
-            f"{config.host} can be reached from other machines, and no key is set.",
-            hint="Set LLAMA_RUNTIME_API_KEY or --api-key-file, or serve on 127.0.0.1.",
-        )
 
 
 @contextmanager

@@ -73,9 +73,7 @@ def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI) -> None
     asked: Any = {"model": "tiny-chat", "messages": HELLO, "max_tokens": 12, "seed": 3}
     whole = client.chat.completions.create(**asked)
     chunks = list(
-        client.chat.completions.create(
-            **asked, stream=True, stream_options={"include_usage": True}
-        )
+        client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
     )
     assert chunks[0].choices[0].delta.role == "assistant"
     said = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
