@@ -22,6 +22,7 @@ from tests.conftest import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from email.message import Message
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Gateway:
         return pid
 
 
-def _answer(status: int, headers: Mapping[str, str], data: bytes) -> Answer:
+def _answer(status: int, headers: Message, data: bytes) -> Answer:
     text = data.decode()
     with contextlib.suppress(ValueError):
         return Answer(status, {k.lower(): v for k, v in headers.items()}, json.loads(text))
