@@ -3,7 +3,9 @@
 The engine's answers are the same to the last bit when prompt and seed are, sampling included. So an
 answer that broke is asked for again as it was, what the caller has is compared with what comes and
 left out, and what goes beyond it is handed on: no character twice, none missing. Where the two
-differ (another build, a GPU), plain text is continued from what the caller has, and marked.
+differ, it is asked for once more: what was read out of the prompt cache the first time is there now,
+and in large batches the engine computes a prompt a little differently from single tokens. Where they
+differ again (another build, a GPU), plain text is continued from what the caller has, and marked.
 """
 
 from __future__ import annotations
@@ -234,6 +236,7 @@ class Course:
         self.continuing = False
         self.delivered = Delivered()
         self.whole = False
+        self._looked_again = False
         self._max_retries = max_retries
         self._emit = emit
         self._tries = 0
@@ -270,6 +273,15 @@ class Course:
         self._furthest = 0
         self._partial = ""
 
+    def diverged(self, *, can_continue: bool) -> bool:
+        """Take down that another answer comes; whether there is still a way on."""
+        if self._looked_again and not can_continue:
+            return False
+        self.continuing = self._looked_again
+        self._looked_again = True
+        self.resends += 1
+        return True
+
     def there(self, now: float) -> None:
         """The server answers, or is known to come back."""
         self._there_s = now
@@ -296,6 +308,7 @@ class Course:
         if self._emit and came.size >= self.delivered.size:
             self.delivered = replace(came, usage=came.usage or self.delivered.usage)
         if exc.reached:
+            self._looked_again = False
             if self._open is None:
                 why = str(exc.error.args[0])
                 self._open = _Open(since=now, size=answer.size, tokens=answer.tokens, why=why)
