@@ -14,6 +14,7 @@ from runtime.cli.doctor import doctor
 from runtime.cli.models import models
 from runtime.cli.options import COMMON, chosen, server_options
 from runtime.cli.servers import logs, ps, serve, stop
+from runtime.cli.top import top
 from runtime.errors import LLMError, LLMInvalidRequestError
 from runtime.settings import DEFAULT_MODEL, ServerConfig, debug_wanted
 
@@ -229,7 +230,7 @@ def engines(*, as_json: bool, **settings: Any) -> None:
     show_engines(ServerConfig(**chosen(settings)), as_json=as_json)
 
 
-for _command in (serve, ps, stop, logs, models, doctor):
+for _command in (serve, ps, top, stop, logs, models, doctor):
     cli.add_command(_command)
 
 
