@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-WIDE: Final = 84
+WIDE: Final = 96
 """Columns from which models are a table; on narrower terminals each takes a few lines."""
 
 _BARS: Final = "▁▂▃▄▅▆▇█"
@@ -43,7 +43,7 @@ def picture(snapshot: Mapping[str, Any], *, width: int, now: datetime | None = N
     if any(rates[-_PLOT_S:]):
         parts.append(_plot(rates, width))
     parts += ["", _table(models) if width >= WIDE else Group(*map(_lines, models))]
-    if errors := _errors(models):
+    if errors := _errors(gateway.get("errors")):
         parts += ["", Text("Last errors", style="bold"), *errors]
     return Group(*parts)
 
@@ -128,12 +128,8 @@ def _lines(model: Mapping[str, Any]) -> Text:
     return text.append("\n  " + " · ".join(facts), style="not bold")
 
 
-def _errors(models: Sequence[Mapping[str, Any]]) -> list[Text]:
-    found = [
-        _mapping(error) or {"message": error}
-        for model in models
-        for error in model.get("errors") or ()
-    ]
+def _errors(errors: object) -> list[Text]:
+    found = [_mapping(error) for error in errors] if isinstance(errors, list) else []
     found.sort(key=lambda error: str(error.get("at", "")), reverse=True)
     lines = []
     for error in found[:_ERRORS]:

@@ -83,10 +83,11 @@ class Card {
     const server = model.snapshot ?? null;
     const restarts = server?.restarts ?? 0;
     showState(this.pill, this.stateText, stateOf(model.state ?? server?.state, restarts));
-    say(this.kind, server ? kindOf(server) : "It is loaded when it is first asked for.");
+    say(this.kind, server ? kindOf(server) : model.state === "unloaded" ? "It is loaded when it is asked for." : "");
     this.facts.hidden = this.details.hidden = !server;
-    this.problem.hidden = !server?.error;
-    say(this.problem, server?.error ?? "");
+    const problem = model.error ?? server?.error ?? "";
+    this.problem.hidden = !problem;
+    say(this.problem, problem);
     if (!server) return;
     const { context, slots, device, memory, speed, threads, last_exit: exit } = server;
     const queue = model.queue ?? {};
@@ -166,10 +167,9 @@ export function showModels(models) {
   }
 }
 
-/** The newest errors of all models, whatever they tell of themselves. */
-export function showErrors(models) {
-  const errors = models
-    .flatMap((model) => (model.errors ?? []).map((error) => ({ model: model.name, ...(typeof error === "string" ? { message: error } : error) })))
+/** The newest errors of the gateway and its models. */
+export function showErrors(gateway, models) {
+  const errors = [...(gateway.errors ?? models.flatMap((model) => model.errors ?? []))]
     .sort((one, other) => String(other.at ?? "").localeCompare(String(one.at ?? "")))
     .slice(0, 8);
   const list = $("errors");
@@ -179,8 +179,8 @@ export function showErrors(models) {
   $("no-errors").hidden = errors.length > 0;
   list.replaceChildren(
     ...errors.map((error) => {
-      const meta = [error.at && when(error.at), models.length > 1 && error.model, error.type ?? error.kind, error.count > 1 && `${error.count} times`];
-      const item = h("li", {}, h("span", { class: "meta" }, meta.filter(Boolean).join(" · ")), String(error.message ?? error.error ?? ""));
+      const meta = [when(error.at), error.model, error.path, error.error, error.status && `HTTP ${error.status}`];
+      const item = h("li", {}, h("span", { class: "meta" }, meta.filter(Boolean).join(" · ")), String(error.message ?? ""));
       if (error.hint) item.append(h("span", { class: "remedy" }, `→ ${error.hint}`));
       return item;
     }),

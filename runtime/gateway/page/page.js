@@ -35,7 +35,7 @@ function showRate() {
 }
 
 function showGateway(snapshot) {
-  const { gateway = {}, models = [], memory = {} } = snapshot;
+  const { gateway = {}, models = [] } = snapshot;
   say($("version"), gateway.version ? `version ${gateway.version}` : "");
   say($("address"), gateway.address ?? location.host);
   const uptime = (Date.now() - Date.parse(gateway.started_at)) / 1000;
@@ -52,14 +52,13 @@ function showGateway(snapshot) {
   say($("n-slots"), servers.length ? `${busy ? sum((each) => each.slots?.busy, servers) : "–"} / ${sum((each) => each.slots?.total, servers)}` : "–");
   say($("n-queue"), count(sum((model) => model.queue?.waiting, models)));
   say($("n-requests"), count(gateway.requests));
-  say($("n-memory"), size(memory.rss_bytes ?? sum((each) => each.memory?.rss_bytes, servers)));
+  say($("n-memory"), size(sum((each) => each.memory?.rss_bytes, servers)));
   showModels(models);
-  showErrors(models);
+  showErrors(gateway, models);
 }
 
 function showHealth(health) {
-  const [words, dot] = stateOf(health?.status ?? health?.state);
-  showState($("state"), $("state-text"), health?.status === "ok" ? ["Ready", "good"] : [words, dot]);
+  showState($("state"), $("state-text"), stateOf(health?.status));
   document.title = `${$("state-text").textContent} · llama-runtime`;
 }
 
