@@ -24,11 +24,32 @@ function complain(error) {
   problem.hidden = false;
 }
 
-/** Adds text to the answer, at its end where the reader is there. */
-function add(node, text) {
-  const follows = node.scrollHeight - node.scrollTop - node.clientHeight < 24;
-  node.append(text);
-  if (follows) node.scrollTop = node.scrollHeight;
+/** The answer as it grows: one text, drawn once a frame however fast tokens come. */
+class Paper {
+  #node = $("answer");
+  #text = document.createTextNode("");
+  #fresh = "";
+  #drawing = 0;
+
+  constructor() {
+    this.#node.replaceChildren(this.#text);
+  }
+
+  add(text) {
+    this.#fresh += text;
+    this.#drawing ||= requestAnimationFrame(() => this.draw());
+  }
+
+  /** Show what has come; the end stays in sight where the reader is there. */
+  draw() {
+    cancelAnimationFrame(this.#drawing);
+    this.#drawing = 0;
+    const box = this.#node;
+    const follows = box.scrollHeight - box.scrollTop - box.clientHeight < 24;
+    this.#text.appendData(this.#fresh);
+    this.#fresh = "";
+    if (follows) box.scrollTop = box.scrollHeight;
+  }
 }
 
 /** What an answer came to, in one line. */
@@ -50,8 +71,7 @@ async function send() {
   if (running) return;
   running = new AbortController();
   const trip = { began: performance.now(), first: 0, last: 0, pieces: 0, usage: null, reason: "" };
-  const answer = $("answer");
-  answer.replaceChildren();
+  const paper = new Paper();
   $("try-problem").hidden = true;
   say($("try-status"), "Waiting for the first token …");
   busy(true);
@@ -74,7 +94,7 @@ async function send() {
       trip.last = performance.now();
       trip.first ||= trip.last;
       trip.pieces += 1;
-      add(answer, text);
+      paper.add(text);
     }
     say($("try-status"), account(trip));
   } catch (error) {
@@ -83,6 +103,7 @@ async function send() {
     say($("try-status"), trip.first || error.name === "AbortError" ? account(trip) : "");
   } finally {
     clearInterval(ticker);
+    paper.draw();
     const hadFocus = document.activeElement === $("stop");
     running = null;
     busy(false);
