@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from runtime.errors import LLMError, LLMInvalidRequestError
-from runtime.gateway import openai
+from runtime.gateway import openai, page
 from runtime.gateway.health import health_of
 from runtime.gateway.http import ClientGoneError, Reply, TooLargeError, read_object, while_connected
 from runtime.gateway.statuses import headers_of, is_fault
@@ -60,6 +60,8 @@ def create_app(models: Models, *, address: str | None = None) -> Starlette:
             Route("/v1/models/{model:path}", gateway.one_model, methods=["GET"]),
             Route("/health", gateway.health, methods=["GET"]),
             Route("/snapshot", gateway.snapshot, methods=["GET"]),
+            Route("/logs", gateway.logs, methods=["GET"]),
+            *page.routes(),
         ],
         exception_handlers={HTTPException: _refused, Exception: _defect},
         lifespan=lifespan,
@@ -108,17 +110,20 @@ class Answering:
             await reply.whole(status, body, headers_of(exc))
 
     async def _whole(self, call: Call, served: ServedModel, reply: Reply) -> None:
+        meter = self._traffic.history.meter()
         async with served.perform(call.request, emit=False) as performance:
             while await performance.advance() is not None:
                 pass
+        meter.end(performance.result)
         await reply.whole(200, self._dialect.answer(performance.result, call))
 
     async def _stream(self, call: Call, served: ServedModel, reply: Reply, path: str) -> None:
         """Write a stream; until it has begun, an error is one of the request."""
-        encoder = self._dialect.encoder(call)
+        encoder, meter = self._dialect.encoder(call), self._traffic.history.meter()
         try:
             async with served.perform(call.request, emit=True) as performance:
                 while (emitted := await performance.advance()) is not None:
+                    meter.piece()
                     piece = encoder.piece(emitted.item) if reply.status else None
                     if piece is None:
                         await reply.begin()
@@ -133,6 +138,7 @@ class Answering:
             if reply.status is None:
                 await reply.begin()
                 await reply.piece(encoder.begin(served.name))
+            meter.end(performance.result)
             await reply.piece(encoder.end(performance.result))
         await reply.end()
 
@@ -171,6 +177,23 @@ class _Gateway:
             next(_entry(each) for each in self._models.listed() if each.name == name)
         )
 
+    async def logs(self, request: Request) -> Response:
+        """The last ``n`` lines of a model's engine; none while it is not loaded."""
+        asked = request.query_params
+        try:
+            name = await self._models.find(asked.get("model"))
+        except LLMError as exc:
+            return _error_response(exc)
+        count = asked.get("n", "100")
+        lines = int(count) if count.isdecimal() and len(count) <= 6 else 0
+        if not lines:
+            return _error_response(
+                LLMInvalidRequestError(f"n is {count!r}.", hint="It is 1 or more.")
+            )
+        served = next(each.served for each in self._models.listed() if each.name == name)
+        server = served.server if served else None
+        return JSONResponse({"model": name, "lines": server.logs(lines) if server else []})
+
     async def snapshot(self, _: Request) -> Response:
         """Everything that is known now."""
         standings = self._models.listed()
@@ -187,6 +210,7 @@ class _Gateway:
             "address": self._address,
             "default_model": self._models.default,
             **self._traffic.counts(),
+            "history": self._traffic.history.to_dict(),
             "errors": faults,
         }
         memory = {"budget_bytes": self._models.budget_bytes, "held_bytes": held}

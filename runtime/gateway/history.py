@@ -7,7 +7,12 @@ which none came are noticed when the next one does or when somebody looks: idlen
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from runtime.inference.observation import usage_of
+
+if TYPE_CHECKING:
+    from runtime.contracts import LLMResponse
 
 SECONDS_KEPT: Final = 600
 
@@ -87,11 +92,8 @@ class AnswerMeter:
         self._pieces += 1
         self._history.add(1)
 
-    def end(self, tokens: int | None) -> None:
-        """The answer is complete; the tokens that no piece told of are spread over its time.
-
-        Args:
-            tokens: How many it has, where that is known.
-        """
-        if tokens is not None and tokens > self._pieces:
+    def end(self, response: LLMResponse) -> None:
+        """The answer is complete; tokens that no piece told of are spread over its time."""
+        tokens = usage_of(response.usage).completion_tokens or 0
+        if tokens > self._pieces:
             self._history.spread(tokens - self._pieces, since_s=self._since_s)

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from runtime.settings import ENV_PREFIX
 from tests.conftest import FAKES, wait_until
@@ -98,7 +97,7 @@ def gateway_of(folder: Path, model: Path, *args: str, **env: str) -> Iterator[Ga
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory, tiny_model_path: Path) -> Iterator[Gateway]:
     """A real engine with the tiny model: about a thousand tokens a second, without end."""
-    options = ("--ctx-size", "16384", "--parallel", "2", "--alias", "tiny")
+    options = ("--ctx-size", "8192", "--parallel", "2", "--alias", "tiny")
     folder = tmp_path_factory.mktemp("page") / "real"
     with gateway_of(folder, tiny_model_path, *options) as running:
         yield running
@@ -166,37 +165,35 @@ def test_it_tells_state_model_and_log(gateway: Gateway, page: Page) -> None:
         assert part in policy
     assert "unsafe" not in policy
     assert answer.headers["x-content-type-options"] == "nosniff"
-    page.wait_for_function("document.title.startsWith('Ready')")
-    page.wait_for_selector("#models h3")
-    card = text_of(page, "#models article")
-    for fact in ("tiny", "Ready", "xllamacpp", "CPU", "16,384 tokens", "0 of 2 busy", "MB"):
-        assert fact in card
+    expect(page).to_have_title("Ready · llama-runtime")
+    card = page.locator("#models article")
+    for fact in ("tiny", "Ready", "xllamacpp", "CPU", "8,192 tokens", "0 of 2 busy", "MB"):
+        expect(card).to_contain_text(fact)
     page.click("#models summary")
-    assert "tiny-chat.gguf" in text_of(page, "#models details")
-    page.wait_for_function("document.getElementById('log').textContent.includes('listening')")
-    assert text_of(page, "#n-slots") == "0 / 2"
-    assert page.locator("#no-errors").is_visible()
-    assert page.locator("#away").is_hidden()
+    expect(page.locator("#models details")).to_contain_text("tiny-chat.gguf")
+    expect(page.locator("#log")).to_contain_text("listening")
+    expect(page.locator("#n-slots")).to_have_text("0 / 2")
+    expect(page.locator("#no-errors")).to_be_visible()
+    expect(page.locator("#away")).to_be_hidden()
 
 
 def test_a_prompt_streams_and_stop_frees_the_slot(gateway: Gateway, page: Page) -> None:
     page.goto(gateway.url)
-    page.wait_for_selector("#model option", state="attached")
+    expect(page.locator("#model")).to_have_value("tiny")
     page.fill("#prompt", "Tell me a story.")
     page.fill("#max-tokens", "16")
     page.press("#prompt", "Control+Enter")
-    page.wait_for_function(
-        "/^16 tokens .*cut off/.test(document.getElementById('try-status').textContent)"
-    )
+    status = page.locator("#try-status")
+    expect(status).to_have_text(re.compile("^16 tokens .* cut off by the limit"))
     assert len(text_of(page, "#answer")) > 20
 
     before = gateway.get("/snapshot")["models"][0]["counters"]
-    page.fill("#max-tokens", "12000")
+    page.fill("#max-tokens", "8000")
     page.click("#send")
-    page.wait_for_function("document.getElementById('answer').textContent.length > 2000")
+    wait_until("it streams", lambda: len(text_of(page, "#answer")) > 2000)
     assert gateway.get("/snapshot")["models"][0]["snapshot"]["slots"]["busy"] == 1
     page.click("#stop")
-    page.wait_for_function("document.getElementById('try-status').textContent.endsWith('stopped')")
+    expect(status).to_have_text(re.compile("stopped$"))
 
     def is_free() -> bool:
         (model,) = gateway.get("/snapshot")["models"]
@@ -205,11 +202,9 @@ def test_a_prompt_streams_and_stop_frees_the_slot(gateway: Gateway, page: Page) 
     wait_until("the slot is free", is_free, timeout_s=2)
     after = gateway.get("/snapshot")["models"][0]["counters"]
     assert after["cancelled"] == before["cancelled"] + 1
-    assert page.locator("#try-problem").is_hidden()
-    assert page.locator("#send").is_visible()
-    page.wait_for_function(
-        "Number(document.getElementById('rate-now').textContent.replace(',', '')) > 50"
-    )
+    expect(page.locator("#try-problem")).to_be_hidden()
+    expect(page.locator("#send")).to_be_visible()
+    expect(page.locator("#rate-now")).to_have_text(re.compile(r"\d{2}"))
     label = page.locator("#plot svg").get_attribute("aria-label") or ""
     assert re.search(r"highest \d", label), label
     assert "NaN" not in (page.locator("#plot path.line").get_attribute("d") or "NaN")
@@ -217,27 +212,27 @@ def test_a_prompt_streams_and_stop_frees_the_slot(gateway: Gateway, page: Page) 
 
 def test_what_the_gateway_refuses_comes_with_its_remedy(gateway: Gateway, page: Page) -> None:
     page.goto(gateway.url)
-    page.wait_for_selector("#model option", state="attached")
+    expect(page.locator("#model")).to_have_value("tiny")
     page.fill("#prompt", "again " * 20_000)
     page.click("#send")
-    page.wait_for_selector("#try-problem:not([hidden])")
-    assert "16,384" in text_of(page, "#try-problem") or "16384" in text_of(page, "#try-problem")
-    assert "→" in text_of(page, "#try-problem")
+    problem = page.locator("#try-problem")
+    expect(problem).to_contain_text("may hold 8192")
+    expect(problem).to_contain_text("Shorten the prompt")
+    expect(page.locator("#send")).to_be_visible()
 
 
 def test_it_reads_well_in_the_dark_and_on_a_phone(gateway: Gateway, page: Page) -> None:
+    page.goto(gateway.url)
+    page.click("#models summary")
     looks = {}
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        for width in (375, 800, 1280):
+        for width in (320, 375, 800, 1280):
             page.set_viewport_size({"width": width, "height": 800})
-            page.goto(gateway.url)
-            page.wait_for_selector("#models h3")
-            page.click("#models summary")
             assert page.evaluate("document.documentElement.scrollWidth") == width
-            looks[scheme] = page.evaluate(
-                "['backgroundColor', 'color'].map(name => getComputedStyle(document.body)[name])"
-            )
+        looks[scheme] = page.evaluate(
+            "['backgroundColor', 'color'].map(name => getComputedStyle(document.body)[name])"
+        )
     assert luminance(looks["light"][0]) > 0.8 > 0.2 > luminance(looks["light"][1])
     assert luminance(looks["dark"][0]) < 0.2 < 0.8 < luminance(looks["dark"][1])
 
@@ -260,80 +255,84 @@ def test_a_screen_reader_gets_names_for_all_that_can_be_used(gateway: Gateway, p
     )
     assert nameless == []
     for name in ("Prompt", "Model", "Token limit"):
-        assert page.get_by_label(name, exact=True).first.count() == 1
-    assert page.locator("[role=status], [role=alert]").count() >= 4
-
-
-def test_a_key_is_asked_for_and_foreign_text_stays_text(locked: Gateway, page: Page) -> None:
-    page.goto(locked.url)
-    page.wait_for_selector("#key-form:not([hidden])")
-    assert page.evaluate("document.activeElement.id") == "key"
-    page.fill("#key", "wrong")
-    page.press("#key", "Enter")
-    page.wait_for_selector("#key-problem:not([hidden])")
-    page.fill("#key", KEY)
-    page.press("#key", "Enter")
-    page.wait_for_selector("#key-form", state="hidden")
-    page.wait_for_selector("#models h3")
-    assert text_of(page, "#models h3") == HOSTILE
-    page.fill("#prompt", HOSTILE)
-    page.click("#send")
-    page.wait_for_function("document.getElementById('answer').textContent.includes('2. ')")
-    assert HOSTILE in text_of(page, "#answer")
-    page.press("body", "Escape")
-    page.wait_for_function("document.getElementById('log').textContent.includes('onerror')")
-    page.wait_for_selector("#stop", state="hidden")
-    assert page.evaluate("window.hacked") is None
-    assert page.locator("main img, main script").count() == 0
-    page.reload()
-    page.wait_for_selector("#models h3")  # the key was kept for this tab
-    page.click("#forget")
-    page.wait_for_selector("#key-form:not([hidden])")
+        expect(page.get_by_label(name, exact=True)).to_be_visible()
+    expect(page.get_by_role("status")).to_have_count(2)
 
 
 def test_a_killed_engine_is_seen_and_comes_back(gateway: Gateway, page: Page) -> None:
     page.goto(gateway.url)
-    page.wait_for_selector("#models h3")
+    facts = page.locator("#models .facts")
+    expect(facts).to_contain_text("Restarts")
     killed = gateway.engine_pid()
     psutil.Process(killed).kill()
-    page.wait_for_function("/SIGKILL/.test(document.querySelector('#models article').textContent)")
-    page.wait_for_function("document.title.startsWith('Ready')")
-    page.wait_for_function(
-        "/Restarts\\s*1/.test(document.querySelector('#models .facts').textContent)"
-        " && document.querySelector('#models .pill').textContent === 'Ready'"
-    )
+    expect(facts).to_have_text(re.compile(r"Restarts\s*1.*SIGKILL", re.DOTALL), timeout=8000)
+    expect(page.locator("#models .pill")).to_have_text("Ready", timeout=8000)
+    expect(page).to_have_title("Ready · llama-runtime")
     assert gateway.engine_pid() != killed
     page.fill("#prompt", "Still there?")
     page.fill("#max-tokens", "4")
     page.click("#send")
-    page.wait_for_function("/^4 tokens/.test(document.getElementById('try-status').textContent)")
+    expect(page.locator("#try-status")).to_have_text(re.compile("^4 tokens"))
 
 
-class _Elsewhere(http.server.BaseHTTPRequestHandler):
-    """Another origin: serves the attack, and counts what comes to it as the attack's victim."""
+def test_a_key_is_asked_for_and_foreign_text_stays_text(locked: Gateway, page: Page) -> None:
+    page.goto(locked.url)
+    expect(page.locator("#key")).to_be_focused()
+    page.fill("#key", "wrong")
+    page.press("#key", "Enter")
+    expect(page.locator("#key-problem")).to_be_visible()
+    page.fill("#key", KEY)
+    page.press("#key", "Enter")
+    expect(page.locator("#key-form")).to_be_hidden()
+    expect(page.locator("#models h3")).to_have_text(HOSTILE)
+    page.fill("#prompt", HOSTILE)
+    page.click("#send")
+    expect(page.locator("#answer")).to_contain_text(f"{HOSTILE} 2. ")
+    page.press("body", "Escape")
+    expect(page.locator("#stop")).to_be_hidden()
+    expect(page.locator("#log")).to_contain_text(HOSTILE)
+    assert page.evaluate("window.hacked") is None
+    expect(page.locator("main img, main script")).to_have_count(0)
+    page.reload()
+    expect(page.locator("#models h3")).to_be_visible()  # the key was kept for this tab
+    page.click("#forget")
+    expect(page.locator("#key-form")).to_be_visible()
 
-    seen: ClassVar[list[str]] = []
 
+def test_a_gateway_that_goes_away_is_missed_and_noticed_when_it_is_back(
+    locked: Gateway, page: Page
+) -> None:
+    """The last test of that gateway. What comes back at its address need not be the same."""
+    page.goto(locked.url)
+    expect(page.locator("#state")).to_have_text("Ready")
+    locked.process.kill()
+    expect(page.locator("#away")).to_contain_text("does not answer")
+    expect(page.locator("#state")).to_have_text("No answer")
+    locked.process.wait(10)
+    with serving(_Back, urlsplit(locked.url).port or 0):
+        expect(page.locator("#state")).to_have_text("Ready", timeout=8000)
+        expect(page.locator("#away")).to_be_hidden()
+
+
+@contextmanager
+def serving(handler: type[http.server.BaseHTTPRequestHandler], port: int = 0) -> Iterator[int]:
+    """A server of the test's own, on a thread; gives its port."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+    thread = threading.Thread(target=functools.partial(server.serve_forever, 0.05))
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Quiet(http.server.BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """Stay quiet."""
+        """Say nothing."""
 
-    def do_GET(self) -> None:
-        if self.path == "/attack":
-            self._answer("text/html", (FAKES / "attack.html").read_bytes())
-        else:
-            self.seen.append(f"GET {self.path}")
-            self._answer("application/json", b"{}")
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", "0")))
-        self.seen.append(f"POST {self.path}")
-        self._answer("application/json", b"{}")
-
-    def do_OPTIONS(self) -> None:
-        self.seen.append(f"OPTIONS {self.path}")
-        self._answer("text/plain", b"")
-
-    def _answer(self, kind: str, body: bytes) -> None:
+    def answer(self, kind: str, body: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -341,21 +340,38 @@ class _Elsewhere(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-@pytest.fixture
-def elsewhere() -> Iterator[int]:
-    """The port of another origin."""
-    _Elsewhere.seen.clear()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Elsewhere)
-    thread = threading.Thread(target=functools.partial(server.serve_forever, 0.05))
-    thread.start()
-    yield server.server_port
-    server.shutdown()
-    thread.join()
-    server.server_close()
+class _Back(_Quiet):
+    """All that the page needs to know that someone is there again."""
+
+    def do_GET(self) -> None:
+        told = {"/health": b'{"status": "ready"}', "/v1/models": b'{"data": []}'}
+        self.answer("application/json", told.get(self.path, b'{"models": [], "lines": []}'))
+
+
+class _Elsewhere(_Quiet):
+    """Another origin: serves the attack, and counts what comes to it as the attack's victim."""
+
+    seen: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        if self.path == "/attack":
+            self.answer("text/html", (FAKES / "attack.html").read_bytes())
+        else:
+            self.seen.append(f"GET {self.path}")
+            self.answer("application/json", b"{}")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        self.seen.append(f"POST {self.path}")
+        self.answer("application/json", b"{}")
+
+    def do_OPTIONS(self) -> None:
+        self.seen.append(f"OPTIONS {self.path}")
+        self.answer("text/plain", b"")
 
 
 def test_a_page_on_another_origin_reads_and_triggers_nothing(
-    gateway: Gateway, browser: Browser, elsewhere: int
+    gateway: Gateway, browser: Browser
 ) -> None:
     """The same attack is tried on a server without a guard, where it must come through."""
 
@@ -365,40 +381,19 @@ def test_a_page_on_another_origin_reads_and_triggers_nothing(
         return said["gateway"]["requests"], said["gateway"]["by_status"], counters
 
     page = browser.new_page()
-    try:
-        for host in ("127.0.0.1", "localhost"):  # one site with the gateway, and another
-            before = counts()
+    with serving(_Elsewhere) as port:
+        before = counts()
+        for host in ("127.0.0.1", "localhost"):  # of one site with the gateway, and of another
             page.goto("about:blank")
-            page.goto(f"http://{host}:{elsewhere}/attack#victim={gateway.url}")
+            page.goto(f"http://{host}:{port}/attack#victim={gateway.url}")
             assert page.evaluate("all()") == []
             assert counts() == before
         page.goto("about:blank")
-        page.goto(f"http://127.0.0.1:{elsewhere}/attack#victim=http://localhost:{elsewhere}")
+        page.goto(f"http://127.0.0.1:{port}/attack#victim=http://localhost:{port}")
         page.evaluate("all()")
-        seen = _Elsewhere.seen
-        assert seen.count("POST /v1/chat/completions") >= 6, "simple, opaque, kept, beacon, forms"
-        assert seen.count("GET /snapshot") >= 4, "fetched twice, as image, as script"
-        assert seen.count("GET /v1/chat/completions") >= 2, "image, event source"
-    finally:
+        seen = list(_Elsewhere.seen)
         page.close()
-    began = time.monotonic()
+    assert seen.count("POST /v1/chat/completions") >= 6, "simple, opaque, kept, beacon, forms"
+    assert seen.count("GET /snapshot") >= 4, "fetched twice, as image, as script"
+    assert seen.count("GET /v1/chat/completions") >= 2, "image, event source"
     assert gateway.get("/health")["status"] == "ready"
-    assert time.monotonic() - began < 1
-
-
-def test_a_gateway_that_goes_away_is_missed_and_noticed_when_it_is_back(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model_path: Path, fake_binary: Path, page: Page
-) -> None:
-    fake = ("--engine", "llama-server", "--engine-path", str(fake_binary), "--alias", "tiny")
-    with gateway_of(tmp_path_factory.mktemp("away") / "1", tiny_model_path, *fake) as first:
-        page.goto(first.url)
-        page.wait_for_selector("#models h3")
-        first.process.kill()
-        page.wait_for_selector("#away:not([hidden])")
-        assert "does not answer" in text_of(page, "#away")
-        assert text_of(page, "#state") == "No answer"
-    port = str(urlsplit(first.url).port)
-    again = tmp_path_factory.mktemp("away") / "2"
-    with gateway_of(again, tiny_model_path, *fake, "--port", port):
-        page.wait_for_selector("#away", state="hidden")
-        assert text_of(page, "#state") == "Ready"

@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime.contracts import LLMResponse, Usage
 from runtime.gateway.history import TokenHistory
 
 
@@ -46,10 +47,10 @@ def test_pieces_count_at_once_and_the_rest_at_the_end() -> None:
     meter = history.meter()
     for _ in range(3):
         meter.piece()
-    meter.end(5)
+    meter.end(LLMResponse(text="", usage=Usage(completion_tokens=5)))
     other = history.meter()
     other.piece()
-    other.end(None)
+    other.end(LLMResponse(text=""))
     far = 2.0**31
     assert sum(history._ring) == 6
     assert sum(tokens(history, far)) == 0

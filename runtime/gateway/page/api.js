@@ -35,22 +35,12 @@ async function send(path, options) {
   }
 }
 
-/** The error that an answer carries, in OpenAI's shape or none at all. */
+/** The error that an answer carries, in OpenAI's shape: its message ends with the remedy. */
 function problemOf(body, status) {
-  const error = typeof body === "object" && body !== null ? body.error : undefined;
-  const message = typeof error === "string" ? error : error?.message;
-  const [said, ...remedy] = String(message ?? `The gateway answered with HTTP ${status}.`).split("\n");
-  const hint = error?.hint ?? remedy.join(" ").replace(/^\s*→\s*/, "");
-  return new Problem(said, { status, hint: hint || REMEDIES[status] || "" });
+  const message = body?.error?.message;
+  if (message) return new Problem(String(message), { status });
+  return new Problem(`HTTP ${status}, without a word why.`, { status, hint: "Does the gateway really serve at this address?" });
 }
-
-const REMEDIES = {
-  401: "Enter the key that the gateway was started with.",
-  403: "Open the page at the address that `llama-runtime serve` printed.",
-  404: "Choose a model that the gateway serves.",
-  429: "All slots are busy and the line is full: try again in a moment.",
-  503: "The model is not ready: its state is on this page, the reason in the log.",
-};
 
 /** The JSON at `path`. `/health` tells its state with any status. */
 export async function ask(path, { anyStatus = false } = {}) {
@@ -77,7 +67,7 @@ export async function* streamed(path, body, signal) {
   for await (const data of events(reply.body)) {
     if (data === "[DONE]") return;
     const event = JSON.parse(data);
-    if (event.error) throw problemOf(event, reply.status);
+    if (event.error) throw problemOf(event, 200);
     yield event;
   }
   throw new Problem("The answer broke off before its end.", { hint: "The gateway went away: send it again when it is back." });

@@ -91,7 +91,7 @@ class Card {
     if (!server) return;
     const { context, slots, device, memory, speed, threads, last_exit: exit } = server;
     const queue = model.queue ?? {};
-    this.#set("Device", deviceOf(device), threads?.actual ? `${threads.actual} threads` : "");
+    this.#set("Device", deviceOf(device), threads?.actual ? `${threads.actual} thread${threads.actual > 1 ? "s" : ""}` : "");
     this.#set("Context", context?.actual ? `${count(context.actual)} tokens` : "–", "for each request");
     this.#set("Slots", typeof slots?.busy === "number" ? `${slots.busy} of ${slots.total} busy` : `${count(slots?.total)}`);
     this.#fill("Slots", slots?.busy, slots?.total);
@@ -107,7 +107,7 @@ class Card {
   #reasons(server) {
     const rows = [
       ["Model", server.model?.path],
-      ["Engine", server.engine?.why],
+      ["Engine", [server.engine?.version, server.engine?.why].filter(Boolean).join(": ")],
       ["Device", server.device?.why],
       ["Context", server.context?.why],
       ["Threads", server.threads?.why],
@@ -125,7 +125,7 @@ class Card {
 
 function kindOf({ model, engine }) {
   const parts = [model?.architecture, model?.quantization, model?.size_bytes && size(model.size_bytes)];
-  const by = engine?.kind && `${engine.kind} ${engine.version ?? ""}`.trim();
+  const by = engine?.kind && `${engine.kind} ${String(engine.version ?? "").replace(/ \(.*/, "")}`.trim();
   return [...parts, by].filter(Boolean).join(" · ");
 }
 
