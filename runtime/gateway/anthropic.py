@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -132,7 +133,7 @@ def count(body: Mapping[str, object]) -> Call:
     Raises:
         InvalidFieldError: As of :func:`request`.
     """
-    return _call(parsed(_Counted, body))
+    return replace(_call(parsed(_Counted, body)), stream=False)
 
 
 def _call(asked: _Counted) -> Call:

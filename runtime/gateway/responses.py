@@ -7,6 +7,7 @@ is refused, is said in docs/clients.md.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from pydantic import Field
@@ -177,6 +178,18 @@ class Responses:
             keep_alive_s=kept_s,
             echo={"base": _base(asked, tools), "said": tuple(said)},
         )
+
+    def count(self, body: Mapping[str, object]) -> Call:
+        """What ``POST /v1/responses/input_tokens`` wants counted.
+
+        Raises:
+            InvalidFieldError: As of :meth:`request`.
+        """
+        return replace(self.request(body), stream=False)
+
+    def counted(self, tokens: int) -> dict[str, object]:
+        """The body of the answer to that."""
+        return {"object": "response.input_tokens", "input_tokens": tokens}
 
     def answer(self, response: LLMResponse, call: Call) -> dict[str, object]:
         """The body of a whole answer."""

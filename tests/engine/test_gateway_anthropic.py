@@ -1,4 +1,4 @@
-"""OpenAI's and Anthropic's own clients before a real gateway."""
+"""Anthropic's own client before a real gateway."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Literal
 
 import anthropic
-import openai
 import pytest
 from pydantic import BaseModel
 
@@ -14,10 +13,9 @@ from runtime.testing.tiny_model import build_tiny_model
 from tests.gateways import Gateway, serving
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
     from anthropic.types import MessageParam, ToolParam
-    from openai.types.responses import FunctionToolParam
 
 pytestmark = [pytest.mark.engine, pytest.mark.process]
 
@@ -29,13 +27,6 @@ CITY: dict[str, object] = {
     "additionalProperties": False,
 }
 WEATHER: ToolParam = {"name": "weather", "description": "The weather.", "input_schema": CITY}
-FUNCTION: FunctionToolParam = {
-    "type": "function",
-    "name": "weather",
-    "description": "The weather.",
-    "parameters": CITY,
-    "strict": True,
-}
 HELLO: list[MessageParam] = [{"role": "user", "content": "Hello there."}]
 
 
@@ -54,12 +45,6 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     options = ("--ctx-size", "2048", "--parallel", "2")
     with serving(model, *options, home=folder / "home") as running:
         yield running
-
-
-@pytest.fixture
-def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
-    with gateway.client(max_retries=0) as made:
-        yield made
 
 
 @pytest.fixture
@@ -137,7 +122,7 @@ def test_a_tool_is_called_and_its_result_answered(
     assert (call.type, call.name) == ("tool_use", "weather")
     assert call.input["city"] in {"Rome", "Oslo"}
     result = {"type": "tool_result", "tool_use_id": call.id, "content": "Sunny."}
-    said = [
+    said: Any = [
         *HELLO,
         {"role": "assistant", "content": [block.to_dict() for block in message.content]},
         {"role": "user", "content": [result]},
