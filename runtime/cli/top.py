@@ -56,9 +56,9 @@ def top(
     once: bool,
     as_json: bool,
 ) -> None:
-    """Watch a running gateway: models, slots, queue, memory, tokens per second, errors.
+    """Watch a running gateway, live.
 
-    SERVER is its name, model or process id where several run. q or Ctrl-C ends.
+    Models, slots, queue, memory, tokens per second, errors. SERVER is its name, model or process id where several run. q or Ctrl-C ends.
 
     \b
       llama-runtime top

@@ -16,20 +16,22 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from runtime.errors import LLMError, LLMInvalidRequestError
-from runtime.gateway import openai, page
+from runtime.gateway import anthropic, openai, page
 from runtime.gateway.health import health_of
 from runtime.gateway.http import ClientGoneError, Reply, TooLargeError, read_object, while_connected
+from runtime.gateway.kept import KeptResponses
+from runtime.gateway.responses import Responses
 from runtime.gateway.statuses import headers_of, is_fault
 from runtime.gateway.traffic import Traffic
 from runtime.inference.async_transport import Threads
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from runtime.gateway.dialect import Call, Dialect
+    from runtime.gateway.dialect import Call, CountingDialect, Dialect
     from runtime.gateway.models import Models, Standing
     from runtime.gateway.served import ServedModel
 
@@ -47,6 +49,9 @@ def create_app(models: Models, *, address: str | None = None) -> Starlette:
     traffic = Traffic()
     gateway = _Gateway(models, traffic, address)
     answers = partial(Answering, models, traffic)
+    counts = partial(Counting, models, traffic)
+    responses = Responses()
+    kept = KeptResponses(responses)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:
@@ -56,6 +61,12 @@ def create_app(models: Models, *, address: str | None = None) -> Starlette:
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", answers(openai), methods=["POST"]),
+            Route("/v1/responses", answers(responses), methods=["POST"]),
+            Route("/v1/responses/input_tokens", counts(responses), methods=["POST"]),
+            Route("/v1/responses/{response_id}", kept.get, methods=["GET"]),
+            Route("/v1/responses/{response_id}", kept.delete, methods=["DELETE"]),
+            Route("/v1/messages", answers(anthropic), methods=["POST"]),
+            Route("/v1/messages/count_tokens", counts(anthropic), methods=["POST"]),
             Route("/v1/models", gateway.list_models, methods=["GET"]),
             Route("/v1/models/{model:path}", gateway.one_model, methods=["GET"]),
             Route("/health", gateway.health, methods=["GET"]),
@@ -95,7 +106,7 @@ class Answering:
     async def _answer(self, scope: Scope, receive: Receive, reply: Reply) -> None:
         model: str | None = None
         try:
-            call = self._dialect.request(await read_object(receive))
+            call = self._read(await read_object(receive))
             model = call.model
             async with while_connected(receive), self._models.lease(call) as served:
                 model = served.name
@@ -108,6 +119,9 @@ class Answering:
             status = 413 if isinstance(exc, TooLargeError) else status
             self._note(exc, scope["path"], status, model)
             await reply.whole(status, body, headers_of(exc))
+
+    def _read(self, body: Mapping[str, object]) -> Call:
+        return self._dialect.request(body)
 
     async def _whole(self, call: Call, served: ServedModel, reply: Reply) -> None:
         meter = self._traffic.history.meter()
@@ -145,6 +159,21 @@ class Answering:
     def _note(self, exc: LLMError, path: str, status: int, model: str | None) -> None:
         if is_fault(exc):
             self._traffic.failed(path=path, status=status, model=model, exc=exc)
+
+
+class Counting(Answering):
+    """An endpoint that tells how long the prompt of a request is; a plain ASGI app."""
+
+    def __init__(self, models: Models, traffic: Traffic, dialect: CountingDialect) -> None:
+        super().__init__(models, traffic, dialect)
+        self._counting = dialect
+
+    def _read(self, body: Mapping[str, object]) -> Call:
+        return self._counting.count(body)
+
+    async def _whole(self, call: Call, served: ServedModel, reply: Reply) -> None:
+        tokens = await served.count_tokens(call.request)
+        await reply.whole(200, self._counting.counted(tokens))
 
 
 class _Gateway:
