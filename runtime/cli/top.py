@@ -58,7 +58,8 @@ def top(
 ) -> None:
     """Watch a running gateway, live.
 
-    Models, slots, queue, memory, tokens per second, errors. SERVER is its name, model or process id where several run. q or Ctrl-C ends.
+    Models, slots, queue, memory, tokens per second, errors. SERVER is its name, model or process
+    id where several run. q or Ctrl-C ends.
 
     \b
       llama-runtime top
