@@ -228,6 +228,7 @@ class Course:
             something else than it did.
         delivered: What the caller has.
         whole: Whether to ask for the whole answer at once.
+        thought_size: Characters of its thoughts that were handed out.
     """
 
     def __init__(self, *, max_retries: int, emit: bool) -> None:
@@ -236,6 +237,7 @@ class Course:
         self.continuing = False
         self.delivered = Delivered()
         self.whole = False
+        self.thought_size = 0
         self._looked_again = False
         self._max_retries = max_retries
         self._emit = emit
@@ -272,6 +274,7 @@ class Course:
         """Another seed is tried: what came is of no use."""
         self._furthest = 0
         self._partial = ""
+        self.thought_size = 0
 
     def diverged(self, *, can_continue: bool) -> bool:
         """Take down that another answer comes; whether there is still a way on."""
