@@ -41,7 +41,8 @@ def test_small_batches_make_answers_independent_of_cache_and_company(
 ) -> None:
     """Otherwise a replay after a crash, which finds no cache, could not be exact."""
     texts = [prompt(words) for words in (5, 12, 20, 40, 60)]
-    with bare_engine(tiny_model_path, slot_ctx=512, parallel=SLOTS, physical_batch=32) as engine:
+    settings = {"slot_ctx": 512, "parallel": SLOTS, "physical_batch": 32, "threads": 1}
+    with bare_engine(tiny_model_path, **settings) as engine:
         alone = {text: likely(engine, text, cached=False)[0] for text in texts}
         chance, reused = random.Random(3), 0
 
