@@ -348,7 +348,7 @@ def main() -> int:
     parser.add_argument("--kill-every", type=float, default=5.0, help="seconds")
     parser.add_argument("--threads", type=int, default=None, help="of the engine")
     parser.add_argument(
-        "--batch-size", type=int, default=32, help="of the engine; from 64 on it repeats itself less"
+        "--batch-size", type=int, default=32, help="of the engine; see docs/recovery.md"
     )
     parser.add_argument("--json", type=Path, default=None, help="also write the tallies there")
     options = parser.parse_args()

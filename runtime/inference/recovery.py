@@ -3,9 +3,10 @@
 The engine's answers are the same to the last bit when prompt and seed are, sampling included. So an
 answer that broke is asked for again as it was, what the caller has is compared with what comes and
 left out, and what goes beyond it is handed on: no character twice, none missing. Where the two
-differ, it is asked for once more: what was read out of the prompt cache the first time is there now,
-and in large batches the engine computes a prompt a little differently from single tokens. Where they
-differ again (another build, a GPU), plain text is continued from what the caller has, and marked.
+differ, it is asked for once more: the prompt is in the engine's cache then, as it may have been the
+first time, and in large batches a prompt is computed a little differently from single tokens. Where
+they differ again (another build, a GPU), plain text is continued from what the caller has, and
+marked.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.engine
 
-WORDS = "river moon bread clock winter house ants glass stone light dark fire".split()
+WORDS = ("river", "moon", "bread", "clock", "winter", "house", "ants", "glass", "stone", "fire")
 SLOTS = 4
 
 
