@@ -280,13 +280,17 @@ def directories() -> Directories:
 
 
 def private_folder(path: Path) -> Path:
-    """Make ``path`` with mode 0700 where it is missing, and return it.
+    """Make ``path`` and what is missing above it, each with mode 0700, and return it.
 
     Raises:
         StorageError: It cannot be made.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        missing = [path]
+        while not missing[-1].parent.exists():
+            missing.append(missing[-1].parent)
+        for folder in reversed(missing):  # `parents=True` makes those above as the umask says
+            folder.mkdir(exist_ok=True, mode=0o700)
     except OSError as exc:
         raise StorageError(
             f"Cannot make the folder {path}: {exc.strerror or exc}.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import stat
 from typing import TYPE_CHECKING
 
 import pytest
@@ -146,3 +147,11 @@ def test_a_memo_survives_corruption_and_a_disk_that_refuses(tmp_path: Path) -> N
     blocked.write_text("a file where a folder should be")
     Memo("kind", cache=blocked).put("key", {})
     assert Memo("kind", cache=blocked).get("key") is None
+
+
+def test_a_private_folder_is_private_all_the_way_up(tmp_path: Path) -> None:
+    """Also where the umask would let others in."""
+    folder = private_folder(tmp_path / "home" / "state" / "logs")
+    private_folder(folder)
+    for each in (folder, folder.parent, folder.parent.parent):
+        assert stat.S_IMODE(each.stat().st_mode) == 0o700
