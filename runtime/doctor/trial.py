@@ -15,7 +15,7 @@ from runtime.engines.base import LaunchSpec
 from runtime.errors import LLMError
 from runtime.server import probe
 from runtime.server.diagnosis import diagnose, ending
-from runtime.server.launcher import ExecFailed, Exited, launch
+from runtime.server.launcher import ExecFailed, Exited, Spawned, launch
 from runtime.server.logs import LogTail
 from runtime.server.plan import new_key
 
@@ -190,5 +190,6 @@ def _wait_for_end(process: EngineProcess) -> None:
     until_s = time.monotonic() + _END_PATIENCE_S
     while (left_s := until_s - time.monotonic()) > 0:
         select.select([process.events_fd], [], [], left_s)
-        if any(not hasattr(event, "pid") for event in process.read_events()):
-            return
+        events = process.read_events()
+        if not events or any(not isinstance(event, Spawned) for event in events):
+            return  # no more is to come: it has ended, now or before
