@@ -43,7 +43,8 @@ def folders(site: Site) -> Iterator[Finding]:
 
 def _folder(name: str, folder: Path, *, needs_bytes: int) -> Iterator[Finding]:
     try:
-        private_folder(folder)
+        if not folder.is_dir():  # one that is there is looked at as it is
+            private_folder(folder)
         _write_trial(folder)
         status = folder.stat()
         free = shutil.disk_usage(folder).free

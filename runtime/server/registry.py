@@ -33,7 +33,8 @@ class ServerRecord:
 
     Attributes:
         name: Unique among servers.
-        role: ``"serve"`` for the command of that name, ``"client"`` for one inside a program.
+        role: ``"serve"`` for the command of that name, ``"client"`` for one inside a program,
+            ``"engine"`` for one that a gateway answers for.
         owner_pid: The owner's process id.
         owner_birth: What tells that process from a later one with the same id.
         engine_pid: The engine's process id, or None between two processes.
@@ -122,7 +123,11 @@ def erase(name: str) -> None:
 def running() -> tuple[ServerRecord, ...]:
     """Servers that have been ready and whose owner lives, oldest first."""
     reap_leftovers()
-    found = [record for _, record in _all() if record is not None and record.state != "loading"]
+    found = [
+        record
+        for _, record in _all()
+        if record is not None and record.state != "loading" and record.role != "engine"
+    ]
     return tuple(sorted(found, key=lambda record: record.started_at or ""))
 
 
