@@ -48,9 +48,9 @@ class AsyncLlamaClient(ClientCore):
     or looked at, by ``async with``, by :meth:`start`, or by the first call that needs it. Without
     ``async with`` end it with ``await client.close()``.
 
-    Any number of tasks may use it at once, of one event loop at a time. It works on asyncio and,
-    where that is installed, on trio. Cancelling a task ends its request at once. What would hold up
-    the event loop is done in worker threads.
+    Any number of tasks may use it at once, of one event loop at a time, asyncio's or trio's.
+    Cancelling a task ends its request at once. What would hold up the event loop is done in worker
+    threads.
 
     Example:
         >>> async with AsyncLlamaClient("smollm2-135m") as client:  # doctest: +SKIP

@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from runtime import AsyncLlamaClient, LlamaClient, LLMChatParams
@@ -73,6 +74,30 @@ async def every(pause_s: float) -> AsyncIterator[None]:
 async def told(client: AsyncLlamaClient) -> str:
     texts = [event.delta_text or "" async for event in client.stream_chat(PROMPT, params=STORY)]
     return "".join(texts)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_it_works_under_either_event_loop(owner: LlamaClient, backend: str) -> None:
+    whole = owner.chat(PROMPT, params=STORY).text
+
+    async def work() -> None:
+        texts: list[str] = []
+        async with attached(owner) as client:
+
+            async def one() -> None:
+                texts.append(await told(client))
+
+            async with anyio.create_task_group() as group:
+                for _ in range(2 * SLOTS):
+                    group.start_soon(one)
+            with anyio.move_on_after(0.2) as scope:
+                await client.chat(PROMPT, params=ENDLESS)
+            assert scope.cancelled_caught
+            texts.append((await client.chat(PROMPT, params=STORY)).text)
+        assert texts == [whole] * (2 * SLOTS + 1)
+
+    anyio.run(work, backend=backend)
+    wait_until("every slot is free", lambda: busy_slots(owner) == 0)
 
 
 def test_200_streams_share_4_slots_and_cancelling_half_leaves_the_others_alone(
