@@ -13,11 +13,13 @@ from __future__ import annotations
 import base64
 import os
 import pickle
+import shutil
 import signal
 import sys
 import threading
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -78,6 +80,8 @@ def _end_with_owner(task: Task, manager: ServerManager) -> None:
     except psutil.NoSuchProcess:
         pass  # it ended just now
     manager.stop()
+    # Nobody else is left who would; other hosts of the run may be about it as well.
+    shutil.rmtree(Path(task.address).parent, ignore_errors=True)
     os._exit(0)
 
 
