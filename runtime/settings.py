@@ -6,6 +6,7 @@ default.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -280,13 +281,23 @@ def directories() -> Directories:
 
 
 def private_folder(path: Path) -> Path:
-    """Make ``path`` with mode 0700 where it is missing, and return it.
+    """Make ``path``, and what is missing above it, with mode 0700, and return it.
+
+    A folder of our own state that others may look into is closed to them; those that a person
+    chose or opened elsewhere (a log folder, models that several users share) stay as they are.
 
     Raises:
         StorageError: It cannot be made.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for missing in reversed([each for each in path.parents if not each.exists()]):
+            missing.mkdir(exist_ok=True, mode=0o700)
+        path.mkdir(exist_ok=True, mode=0o700)
+        if path.is_relative_to(directories().state) and path.stat().st_mode & 0o077:
+            with contextlib.suppress(
+                PermissionError
+            ):  # another user's, or a mount that has no modes
+                path.chmod(0o700)
     except OSError as exc:
         raise StorageError(
             f"Cannot make the folder {path}: {exc.strerror or exc}.",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import os
 import signal
 import time
 from collections import deque
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,79 +17,108 @@ import psutil
 
 from runtime.cli import output
 from runtime.cli.options import chosen, server_options
-from runtime.errors import ConfigError, LLMInvalidRequestError, LLMProviderError
+from runtime.errors import LLMInvalidRequestError, LLMProviderError
 from runtime.server import registry
-from runtime.server.manager import ServerManager
 from runtime.settings import DEFAULT_MODEL, ServerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from runtime.server.registry import ServerRecord
+    from runtime.server.snapshot import ServerSnapshot
 
 DEFAULT_PORT = 8080
 STOP_PATIENCE_S = 15.0
 
+_OF_THE_DOOR = frozenset({"host", "port", "api_key", "alias"})
+"""Settings of the gateway itself, not of the engines behind it."""
+
 
 @click.command()
-@click.argument("model", default=DEFAULT_MODEL)
+@click.argument("model", required=False)
+@click.option(
+    "--models",
+    metavar="A,B",
+    help="Several models behind one address, each loaded when first asked for.",
+)
+@click.option(
+    "--memory-budget",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GIB",
+    help="Most memory for all loaded models. [default: what is free now, less a margin]",
+)
+@click.option(
+    "--keep-alive",
+    metavar="TIME",
+    help='How long an unused model stays loaded: "5m", seconds, 0, or -1 for ever. [default: -1]',
+)
+@click.option(
+    "--allow-pull",
+    is_flag=True,
+    help="Fetch models that requests name; without it they must be on this machine.",
+)
 @click.option(
     "--api-key-file",
     type=click.Path(dir_okay=False, path_type=Path),
     help="File with the key to demand (or LLAMA_RUNTIME_API_KEY); without one no key is asked for.",
 )
 @server_options(port=DEFAULT_PORT)
-def serve(model: str, api_key_file: Path | None, **settings: Any) -> None:
-    """Serve MODEL on a fixed port until Ctrl-C.
+def serve(
+    model: str | None,
+    models: str | None,
+    memory_budget: float | None,
+    keep_alive: str | None,
+    api_key_file: Path | None,
+    *,
+    allow_pull: bool,
+    **settings: Any,
+) -> None:
+    """Serve MODEL to OpenAI clients on a fixed port until Ctrl-C.
 
     \b
       llama-runtime serve
       llama-runtime serve smollm2-135m --port 9000 --ctx-size 8192
+      llama-runtime serve --models smollm2-135m,qwen3-4b --keep-alive 10m
+
+    Further models on this machine are loaded when a request names them.
     """  # noqa: D301 - the character itself keeps click from re-flowing the paragraph
+    from runtime.gateway.dialect import FOREVER  # noqa: PLC0415 - `--help` does not need it
+    from runtime.gateway.dialect import keep_alive as keep_alive_of  # noqa: PLC0415
+    from runtime.gateway.models import Models, Plan  # noqa: PLC0415
+    from runtime.gateway.rules import keys_from_file, rules_for  # noqa: PLC0415
+    from runtime.gateway.running import address_of, listen, run  # noqa: PLC0415
+    from runtime.gateway.security import Guard  # noqa: PLC0415
+
     given = chosen(settings)
     given.setdefault("port", os.environ.get("LLAMA_RUNTIME_PORT", DEFAULT_PORT))
-    if api_key_file is not None:
-        given["api_key"] = _key_from(api_key_file)
-    elif not os.environ.get("LLAMA_RUNTIME_API_KEY"):
-        given["api_key"] = ""
-    config = ServerConfig(model=model, **given)
-    _refuse_open_door(config)
-    with _ended_by_signals(), output.pull_progress() as progress:
-        manager = ServerManager(config, progress=progress, role="serve")
-        output.note(f"Starting {model} ...")
-        manager.start()
-    try:
-        with _ended_by_signals(), manager:
-            _announce(manager)
-            manager.wait_until_resting()
-    except KeyboardInterrupt:
-        output.note("Ended.")  # the usual way to end it, and no failure
-        return
-    manager.wait_ready(0)  # it came to rest by itself: say why
+    door = ServerConfig(**given)  # checks every setting
+    keys = keys_from_file(api_key_file) if api_key_file else filter(None, [door.api_key])
+    rules = rules_for(door.host, keys=keys)
+    plan = Plan(
+        models=_named(model, models),
+        alias=given.get("alias"),
+        settings={k: v for k, v in given.items() if k not in _OF_THE_DOOR},
+        memory_budget_bytes=None if memory_budget is None else int(memory_budget * 2**30),
+        keep_alive_s=kept if (kept := keep_alive_of(keep_alive)) is not None else FOREVER,
+        allow_pull=allow_pull,
+    )
+    with listen(door.host, door.port) as listener, _ended_by_signals(), ExitStack() as shown:
+        served = Models(plan, progress=shown.enter_context(output.pull_progress()))
+        output.note(f"Starting {served.default} ...")
+
+        def ready(snapshot: ServerSnapshot) -> None:
+            shown.close()
+            _announce(snapshot, address_of(listener), keyed=bool(rules.keys))
+
+        run(served, listener, ready=ready, guard=partial(Guard, rules=rules))
+    output.note("Ended.")
 
 
-def _key_from(path: Path) -> str:
-    try:
-        key = path.read_text("utf-8").strip()
-    except OSError as exc:
-        raise ConfigError(
-            f"Cannot read the key file {path}: {exc.strerror or exc}.", hint="Check the path."
-        ) from exc
-    if not key:
-        raise ConfigError(f"The key file {path} is empty.", hint="Write the key into it.")
-    return key
-
-
-def _refuse_open_door(config: ServerConfig) -> None:
-    try:
-        local = config.host == "localhost" or ipaddress.ip_address(config.host).is_loopback
-    except ValueError:
-        local = False
-    if not local and not config.api_key:
-        raise ConfigError(
-            f"{config.host} can be reached from other machines, and no key is set.",
-            hint="Set LLAMA_RUNTIME_API_KEY or --api-key-file, or serve on 127.0.0.1.",
-        )
+def _named(model: str | None, models: str | None) -> tuple[str, ...]:
+    """The models that are served, the default first."""
+    listed = [model, *(models or "").split(",")] if model else (models or "").split(",")
+    names = [name.strip() for name in listed if name and name.strip()]
+    return tuple(dict.fromkeys(names)) or (os.environ.get("LLAMA_RUNTIME_MODEL") or DEFAULT_MODEL,)
 
 
 @contextmanager
@@ -109,14 +138,13 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _announce(manager: ServerManager) -> None:
-    facts = manager.snapshot().to_dict()
+def _announce(snapshot: ServerSnapshot, url: str, *, keyed: bool) -> None:
+    facts = snapshot.to_dict()
     model, engine, device = facts["model"], facts["engine"], facts["device"]
     context, slots = facts["context"], facts["slots"]
     assert isinstance(model, dict) and isinstance(engine, dict) and isinstance(device, dict)  # noqa: PT018, S101
     assert isinstance(context, dict) and isinstance(slots, dict)  # noqa: PT018, S101
-    url = str(facts["base_url"]).replace("//0.0.0.0:", "//127.0.0.1:")
-    key = ' -H "Authorization: Bearer $LLAMA_RUNTIME_API_KEY"' if manager.api_key else ""
+    key = ' -H "Authorization: Bearer $LLAMA_RUNTIME_API_KEY"' if keyed else ""
     output.err.print(f"[bold green]Ready[/bold green] at [bold]{url}/v1[/bold]")
     output.say(
         "model",
@@ -128,7 +156,7 @@ def _announce(manager: ServerManager) -> None:
     output.say(
         "context", f"{context['actual']} tokens for each of {slots['total']} requests at once"
     )
-    for text in manager.snapshot().notes:
+    for text in snapshot.notes:
         output.say("note", text)
     output.say("log", str(facts["log_path"] or "no file"))
     output.err.print("\nTry it:")

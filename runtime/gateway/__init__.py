@@ -1,1 +1,1 @@
-"""The gateway: one stable address, in the protocols that clients speak, before supervised engines."""
+"""The gateway: one stable address for clients of several protocols, before supervised engines."""

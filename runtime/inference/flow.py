@@ -34,6 +34,7 @@ from runtime.inference.effects import (
 from runtime.inference.exchange import CHAT_PATH, MAX_BODY_BYTES, broken, opened, post
 from runtime.inference.recovery import BrokeOffError, Course, DivergedError
 from runtime.inference.sse import SseDecoder
+from runtime.inference.stream import ThoughtDelta
 
 if TYPE_CHECKING:
     from runtime.contracts import LLMDelta, LLMResponse
@@ -233,7 +234,7 @@ def _unbroken(ask: _Ask, asked: Wish, seed: int) -> Flow[_Got]:
             course.whole = True
             course.resends += 1
         except DivergedError:
-            course.continuing = True
+            continue
         except BrokeOffError as exc:
             pause_s = course.broke_off(answer, exc, clock.now)
             if pause_s is None:
@@ -282,7 +283,8 @@ def _attempt(ask: _Ask, asked: Wish, answer: Answer, seed: int) -> Flow[_Got]:
             yield from _whole(head, clock, answer, asked, emit=emit)
             course.goes_on(clock.now)
     except DivergedError:
-        if course.continuing or answer.reasoning or not follow_ups.can_go_on(asked, endpoint):
+        can_continue = not answer.reasoning and follow_ups.can_go_on(asked, endpoint)
+        if not course.diverged(can_continue=can_continue):
             raise failures.diverged(partial_text=course.partial) from None
         raise
     except ExpiredError as exc:
@@ -362,6 +364,7 @@ def _stream(ask: _Ask, answer: Answer, endpoint: Endpoint) -> Flow[None]:
     interrupted = course.interrupted
     moving = False
     decoder = SseDecoder()
+    thought_size = 0
     while not answer.done:
         phase: Phase = "stall" if moving else "first_token"
         try:
@@ -393,6 +396,12 @@ def _stream(ask: _Ask, answer: Answer, endpoint: Endpoint) -> Flow[None]:
                     interrupted = False
                     course.goes_on(clock.now)
                 continue
+            if thought := answer.take_thought():
+                thought_size += len(thought)
+                new_size = thought_size - course.thought_size
+                if new_size > 0:  # else it came before the answer broke off
+                    course.thought_size = thought_size
+                    yield Emit(ThoughtDelta(thought=thought[-new_size:]))
             for delta in deltas:
                 if replay is None:
                     new: LLMDelta | None = delta

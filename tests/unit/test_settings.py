@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from runtime.errors import ConfigError, ContextOverflowError, EngineStartError
 from runtime.memo import Memo
+from runtime.server import registry
 from runtime.settings import ServerConfig, directories, offline_wanted, private_folder
 
 if TYPE_CHECKING:
@@ -113,9 +114,32 @@ def test_home_moves_everything(isolated_home: Path) -> None:
         assert path.is_relative_to(isolated_home)
 
 
-def test_folders_are_private(tmp_path: Path) -> None:
-    folder = private_folder(tmp_path / "a" / "b")
-    assert folder.stat().st_mode & 0o777 == 0o700
+def test_folders_are_private_and_so_is_what_was_missing_above(tmp_path: Path) -> None:
+    folder = private_folder(tmp_path / "a" / "b" / "c")
+    made = (folder, folder.parent, folder.parent.parent)
+    assert [path.stat().st_mode & 0o777 for path in made] == [0o700] * 3
+
+
+def test_only_folders_of_our_state_are_closed(isolated_home: Path, tmp_path: Path) -> None:
+    ours, theirs = directories().servers, tmp_path / "logs"
+    for path in (ours, theirs):
+        path.mkdir(parents=True)
+        path.chmod(0o755)
+        private_folder(path)
+    assert ours.stat().st_mode & 0o777 == 0o700
+    assert theirs.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_record_of_a_server_is_private() -> None:
+    record = registry.ServerRecord(
+        name="a", role="serve", owner_pid=1, owner_birth="", engine_pid=None, model="m",
+        engine="xllamacpp", base_url=None, state="ready", started_at=None, log_path=None,
+    )  # fmt: skip
+    registry.write(record)
+    path = registry.path_of("a")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert path.parent.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_offline_is_read_from_either_variable(monkeypatch: pytest.MonkeyPatch) -> None:
