@@ -6,8 +6,9 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MODEL ?= smollm2-135m
 PORT ?= 8080
 PYTEST_ARGS ?=
+SOAK_SECONDS ?= 120
 
-.PHONY: help install serve chat test test-fast test-newer test-engines test-faults lint types check bench clean
+.PHONY: help install serve chat test test-fast test-newer test-engines test-faults lint types check bench soak clean
 .DEFAULT_GOAL := help
 
 help: ## Show what there is to do
@@ -63,6 +64,9 @@ check: lint types test test-newer ## What CI runs
 
 bench: install ## Measure the client against the bare engine
 	@$(BIN)/python scripts/bench.py
+
+soak: install ## Put the gateway under mixed load for SOAK_SECONDS (120) and kill its engine meanwhile
+	@$(BIN)/python scripts/gateway_soak.py --seconds $(SOAK_SECONDS) --kill-every 20
 
 clean: ## Remove what the targets above made
 	@rm -rf $(VENV) .venv-newer .venv-engines .pytest_cache .mypy_cache .ruff_cache .hypothesis \
