@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "run": Place("runtime.cli.run", "run", "Answer PROMPT once, on stdout."),
     "embed": Place("runtime.cli.embed", "embed", "Print a vector for each text, as JSON."),
     "ps": Place("runtime.cli.servers", "ps", "Show the managed servers that run here."),
+    "top": Place("runtime.cli.top", "top", "Watch a running gateway, live."),
     "stop": Place("runtime.cli.servers", "stop", "End a server that `serve` started."),
     "logs": Place("runtime.cli.servers", "logs", "Show the last lines of a server's engine."),
     "models": Place("runtime.cli.models", "models", "Find, fetch and look at models."),
