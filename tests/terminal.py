@@ -63,10 +63,13 @@ class Terminal:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-        self.process.wait(20)
-        os.close(self._master)
+        os.close(self._master)  # a terminal that is closed ends what runs in it
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
 
     @property
     def raw(self) -> str:
@@ -91,6 +94,11 @@ class Terminal:
                 raise AssertionError(f"waited in vain for {text!r}; it wrote: {self.screen!r}")
         before, self._seen = self.screen[self._seen : found], found + len(text)
         return before
+
+    def read_now(self) -> int:
+        """Take what it has written; returns how much that is in all."""
+        self._read(time.monotonic())
+        return len(self._raw)
 
     def ends(self, *, timeout_s: float = 20.0) -> int:
         """Wait until it has ended; returns its exit code."""

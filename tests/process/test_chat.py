@@ -209,8 +209,8 @@ def test_a_full_context_is_told_before_and_the_oldest_messages_go(server: FakeSe
         terminal.expect(PROMPT)
         terminal.type(f"{words}{ENTER}")
         terminal.expect("/set fit drop_oldest leaves")
-        terminal.expect("Error:")
-    assert [len(conversation) for conversation in asked(server)] == [1, 1]
+        terminal.expect("I'm glad")
+    assert [len(conversation) for conversation in asked(server)] == [1, 1, 5]
 
 
 def test_a_conversation_is_saved_and_loaded_with_the_real_engine(
