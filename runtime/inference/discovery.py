@@ -34,10 +34,13 @@ class Discovered:
     Attributes:
         endpoint: How to talk to it; names its default model.
         models: The names it answers to, aliases included; empty when it does not say.
+        served: Those of models that it serves already. Our gateway also lists what it would load
+            when asked for.
     """
 
     endpoint: Endpoint
     models: tuple[str, ...]
+    served: tuple[str, ...]
 
 
 def origin(base_url: str) -> str:
@@ -101,7 +104,10 @@ def discover(
         context_tokens=_context(entry),
     )
     endpoint = yield from _look_closer(endpoint, clock)
-    return Discovered(endpoint=endpoint, models=names or (chosen,))
+    served = [name for entry in entries if entry.get("served", True) for name in _names(entry)]
+    return Discovered(
+        endpoint=endpoint, models=names or (chosen,), served=tuple(served) or (chosen,)
+    )
 
 
 def unknown_model(model: str, names: tuple[str, ...]) -> ModelNotFoundError:
@@ -223,6 +229,17 @@ def _context(entry: dict[str, Any]) -> int | None:
     meta = entry.get("meta")
     values = (entry.get("max_model_len"), meta.get("n_ctx") if isinstance(meta, dict) else None)
     return next((value for value in values if isinstance(value, int) and value > 0), None)
+
+
+def instance(base_url: str, *, limits: Limits) -> Flow[str | None]:
+    """What our gateway calls itself; None when another answers. No key is shown.
+
+    Raises:
+        LLMError: Nothing answers.
+    """
+    head, body = yield from _get(base_url, "/health", None, Clock(limits))
+    name = _object(head, body).get("instance")
+    return name if isinstance(name, str) else None
 
 
 def health(base_url: str, *, api_key: str | None, limits: Limits) -> Flow[str]:
