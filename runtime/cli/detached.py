@@ -55,11 +55,11 @@ class Ready:
 # --- the parent --------------------------------------------------------------------------------
 
 
-def serve_detached(arguments: Sequence[str]) -> None:
+def serve_detached(line: Sequence[str]) -> None:
     """Start a gateway that outlives this command; returns when it is ready.
 
     Args:
-        arguments: What follows ``serve`` on the command line, without ``--detach``.
+        line: The command line, which the child gets but for ``--detach``.
 
     Raises:
         click.exceptions.Exit: It did not come up, with its exit code; it has said why.
@@ -72,7 +72,7 @@ def serve_detached(arguments: Sequence[str]) -> None:
     path = _log_file()
     telling, told = os.pipe()
     try:
-        child = _start(arguments, path, told)
+        child = _start(line, path, told)
     finally:
         os.close(told)
     try:
@@ -108,11 +108,13 @@ def _log_file() -> Path:
     return path
 
 
-def _start(arguments: Sequence[str], path: Path, told: int) -> subprocess.Popen[bytes]:
+def _start(line: Sequence[str], path: Path, told: int) -> subprocess.Popen[bytes]:
     # A folder called "runtime" where this happens to be run must not be taken for ours.
     here = Path(runtime.__file__ or "").parents[1] == Path.cwd()
-    command = [sys.executable, *([] if here else ["-P"]), "-m", "runtime", "serve"]
-    command += ["--detached-log", str(path), "--ready-fd", str(told), *arguments]
+    at = line.index("serve") + 1  # what is before it holds for every command
+    command = [sys.executable, *([] if here else ["-P"]), "-m", "runtime", *line[1:at]]
+    command += ["--detached-log", str(path), "--ready-fd", str(told)]
+    command += [word for word in line[at:] if word != "--detach"]
     with path.open("ab") as log:
         try:
             return subprocess.Popen(
@@ -189,7 +191,12 @@ class RotatedOutput(logging.Handler):
 
 
 def rotate_output(path: Path) -> None:
-    """Have what this process prints, which goes to ``path``, rotated."""
+    """Have what this process prints, which goes to ``path``, rotated, and its log lines dated."""
+    logging.basicConfig(
+        level=logging.getLogger().level,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
     logging.getLogger().addHandler(RotatedOutput(path))
 
 

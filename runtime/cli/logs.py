@@ -41,7 +41,7 @@ def logs(server: str | None, lines: int, *, follow: bool) -> None:
       llama-runtime logs -n 20
       llama-runtime logs -f 8080
     """  # noqa: D301 - the character itself keeps click from re-flowing the paragraph
-    group = pick(server, registry.running(loading=True))
+    group = pick(server, registry.running(everything=True))
     files = _files(group)
     if not files:
         raise LLMInvalidRequestError(f"{group[0].name} writes no log file.", hint=None)
@@ -194,5 +194,5 @@ def _follow(server: str | None, group: tuple[ServerRecord, ...], lines: int) -> 
 
 def _now(server: str | None) -> tuple[ServerRecord, ...] | None:
     with contextlib.suppress(LLMInvalidRequestError):  # none, or several now
-        return pick(server, registry.running(loading=True))
+        return pick(server, registry.running(everything=True))
     return None

@@ -32,7 +32,7 @@ def ps(*, as_json: bool) -> None:
     NAME, MODEL, PID and the port of URL each name a server to `stop` and `logs`.
     An engine without a gateway belongs to a program, and ends with it.
     """  # noqa: D301 - the character itself keeps click from re-flowing the paragraph
-    records = [record for group in groups(registry.running(loading=True)) for record in group]
+    records = [record for group in groups(registry.running(everything=True)) for record in group]
     if as_json:
         output.result_json([_facts(record) for record in records])
     elif records:
@@ -116,7 +116,7 @@ def stop(server: str | None, *, every: bool) -> None:
       llama-runtime stop 8080       the one on that port
       llama-runtime stop --all
     """  # noqa: D301 - the character itself keeps click from re-flowing the paragraph
-    records = registry.running(loading=True)
+    records = registry.running(everything=True)
     if every:
         if server is not None:
             raise LLMInvalidRequestError("Give a server or --all, not both.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from runtime.client._options import embedding_config
 from runtime.client._settings import capabilities, client_settings, config_snapshot
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     )
     from runtime.inference.effects import Flow
     from runtime.inference.wishes import Wish
-    from runtime.server.manager import ServerManager
+    from runtime.server.manager import Role, ServerManager
     from runtime.settings import ServerConfig
     from runtime.store import PullProgress
 
@@ -56,6 +56,8 @@ class ClientCore:
 
     What a request is comes out of here as a flow; the clients differ in who performs it.
     """
+
+    _role: ClassVar[Role] = "client"
 
     def __init__(
         self,
@@ -102,7 +104,8 @@ class ClientCore:
                 server whose slots are not known gets every request at once.
             on_truncation: What becomes of structured answers that the token budget cut off:
                 ``"error"`` raises with the partial text, ``"close"`` returns the shortest valid
-                completion and says in ``raw["structured_output"]["closed"]`` what was added.
+                completion and says in ``raw["structured_output"]["closed"]`` what was added,
+                ``"keep"`` returns it as it is, told by its ``finish_reason`` alone.
                 A key of that name in ``provider_options`` overrides it for one request.
             enforcement: ``"strict"`` refuses a schema that cannot be enforced to the full while
                 decoding; ``"best"`` leaves the rest to validation. Overridden likewise.
@@ -200,8 +203,8 @@ class ClientCore:
         return capabilities(self._source.current)
 
     def _config_snapshot(self) -> Mapping[str, object]:
-        own = self._settings.server if self._is_own else None
-        return config_snapshot(replace(self._settings, server=own), self._source)
+        told = config_snapshot(self._settings, self._source)
+        return told if self._is_own else {**told, "server": None}
 
     def _described(self) -> Mapping[str, object]:
         gateway = self._shared.gateway if self._shared else None
@@ -294,6 +297,7 @@ class ClientCore:
             offline=settings.offline,
             max_queue=settings.max_queue,
             progress=self._progress,
+            role=self._role,
         )
 
     def _shut(self) -> list[EndpointSource]:

@@ -33,7 +33,8 @@ class ModelPool(Generic[R]):
     Args:
         loader: Loads and unloads.
         budget_bytes: Most memory that all models together take.
-        idle_timeout_s: After so long without use a model is unloaded; None for never.
+        idle_timeout_s: After so long without use a model is unloaded, unless :meth:`keep` says
+            otherwise of it; None for never.
     """
 
     def __init__(
@@ -102,6 +103,26 @@ class ModelPool(Generic[R]):
                     return self._claim(seat, until, began_at, given_up)
                 self._wait(seat, until, began_at)
 
+    def take(self, name: str) -> Lease[R] | None:
+        """Use a model that is loaded and works; None of any other. Never waits."""
+        with self._changed:
+            seat = self._seats.get(name)
+            if self._closed or seat is None or seat.state is not State.READY:
+                return None
+            if seat.loaded is None or self._is_ruined(seat):
+                return None
+            seat.users += 1
+            return Lease(seat.loaded, partial(self._give_back, seat))
+
+    def keep(self, name: str, idle_timeout_s: float | None) -> None:
+        """Let a model that is there be idle for so long from now on; None for ever."""
+        with self._changed:
+            seat = self._seats.get(name)
+            if seat is not None and seat.idle_timeout_s != idle_timeout_s:
+                seat.idle_timeout_s = idle_timeout_s
+                self._watch()
+                self._changed.notify_all()
+
     def _give_back(self, seat: Seat[R]) -> None:
         """One user less."""
         with self._changed:
@@ -130,11 +151,15 @@ class ModelPool(Generic[R]):
     # --- with the lock held ---------------------------------------------------------------------
 
     def _begin(self, name: str) -> Seat[R]:
-        seat = self._seats[name] = Seat(name)
+        seat = self._seats[name] = Seat(name, idle_timeout_s=self._idle_timeout_s)
         self._thread(self._bring, seat)
-        if self._idle_timeout_s is not None and self._warden is None:
-            self._warden = self._thread(self._watch_idleness)
+        self._watch()
         return seat
+
+    def _watch(self) -> None:
+        timed = any(seat.idle_timeout_s is not None for seat in self._seats.values())
+        if timed and self._warden is None and not self._closed:
+            self._warden = self._thread(self._watch_idleness)
 
     def _is_ruined(self, seat: Seat[R]) -> bool:
         if seat.state is not State.READY or seat.users or seat.loaded is None:
@@ -209,6 +234,7 @@ class ModelPool(Generic[R]):
                 idle_since=seat.idle_since
                 if seat.state is State.READY and not seat.users
                 else None,
+                idle_timeout_s=seat.idle_timeout_s,
             )
             for seat in self._seats.values()
             if seat is not but and seat.state is not State.PREPARING
@@ -290,22 +316,21 @@ class ModelPool(Generic[R]):
 
     def _watch_idleness(self) -> None:
         """Unload what nobody has used for long (a thread of its own, until close())."""
-        timeout_s = self._idle_timeout_s or 0.0
         while True:
             with self._changed:
                 if self._closed:
                     return
                 residents = self._residents()
-                due = overdue(residents, time.monotonic(), timeout_s)
+                due = overdue(residents, time.monotonic())
                 going = [self._seats[name] for name in due]
                 for seat in going:
                     seat.state = State.UNLOADING
                 if not going:
-                    at = next_due(residents, timeout_s)
+                    at = next_due(residents)
                     self._changed.wait(None if at is None else max(0.0, at - time.monotonic()))
-            self._end(going, timeout_s)
+            self._end(going)
 
-    def _end(self, going: Iterable[Seat[R]], timeout_s: float) -> None:
+    def _end(self, going: Iterable[Seat[R]]) -> None:
         for seat in going:
-            log.info("unloading %s, unused for %.0f s", seat.name, timeout_s)
+            log.info("unloading %s, unused for %.0f s", seat.name, seat.idle_timeout_s or 0.0)
             self._unload(seat)

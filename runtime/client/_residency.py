@@ -18,11 +18,20 @@ class Resident:
         held_bytes: What it takes: the plan, or what was measured where that is more.
         idle_since: Instant since which nobody uses it; None while it is in use, being loaded or
             being unloaded.
+        idle_timeout_s: For so long it may be idle; None for ever.
     """
 
     name: str
     held_bytes: int
     idle_since: float | None
+    idle_timeout_s: float | None = None
+
+    @property
+    def due_at(self) -> float | None:
+        """The instant at which it has been idle for long enough; None for never."""
+        if self.idle_since is None or self.idle_timeout_s is None:
+            return None
+        return self.idle_since + self.idle_timeout_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,18 +79,11 @@ def admit(residents: Sequence[Resident], needed_bytes: int, budget_bytes: int) -
     return Admission(verdict="unload", unload=tuple(each.name for each in going))
 
 
-def overdue(residents: Sequence[Resident], now: float, idle_timeout_s: float) -> tuple[str, ...]:
-    """The models that nobody has used for ``idle_timeout_s``."""
-    return tuple(
-        each.name
-        for each in residents
-        if each.idle_since is not None and now - each.idle_since >= idle_timeout_s
-    )
+def overdue(residents: Sequence[Resident], now: float) -> tuple[str, ...]:
+    """The models that nobody has used for as long as they may be idle."""
+    return tuple(each.name for each in residents if each.due_at is not None and now >= each.due_at)
 
 
-def next_due(residents: Sequence[Resident], idle_timeout_s: float) -> float | None:
-    """The instant at which the next model becomes overdue; None while none is idle."""
-    return min(
-        (each.idle_since + idle_timeout_s for each in residents if each.idle_since is not None),
-        default=None,
-    )
+def next_due(residents: Sequence[Resident]) -> float | None:
+    """The instant at which the next model becomes overdue; None while none will."""
+    return min((each.due_at for each in residents if each.due_at is not None), default=None)

@@ -54,14 +54,16 @@ class Seat(Generic[R]):
         users: How many use it or wait for it.
         wanted_until: Instant until which somebody waits for it.
         idle_since: Instant of its last use.
+        idle_timeout_s: For so long it may be idle; None for ever.
         planned_bytes: Memory it will take.
         waits_for_room: Whether it is others in use that keep it from being loaded.
         loaded: The thing itself, while it is loaded.
         error: Why it could not be loaded.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, idle_timeout_s: float | None = None) -> None:
         self.name = name
+        self.idle_timeout_s = idle_timeout_s
         self.state = State.PREPARING
         self.users = 0  # those who wait for it included
         self.wanted_until = 0.0

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from runtime.inference.clock import Limits
-    from runtime.server.manager import ServerManager
+    from runtime.server.manager import Role, ServerManager
     from runtime.settings import ServerConfig
     from runtime.store import PullProgress
 
@@ -105,6 +105,7 @@ class ManagedSource:
         offline: bool | None,
         max_queue: int,
         progress: Callable[[PullProgress], None] | None = None,
+        role: Role = "client",
     ) -> None:
         from runtime.server.manager import ServerManager  # noqa: PLC0415 - not for attached ones
 
@@ -114,7 +115,7 @@ class ManagedSource:
         self._sampling: Mapping[str, float] = {}
         self._current: Endpoint | None = None
         self.manager: ServerManager = ServerManager(
-            config, offline=offline, progress=self._tell_progress
+            config, offline=offline, progress=self._tell_progress, role=role
         )
 
     def start(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, get_args
 from runtime.errors import ConfigError
 from runtime.inference.bounds import Bounds
 
-OnTruncation = Literal["error", "close"]
+OnTruncation = Literal["error", "close", "keep"]
 EnforcementLevel = Literal["best", "strict"]
 Fitting = Literal["error", "drop_oldest"]
 
@@ -25,8 +25,8 @@ class Policy:
     """How structured answers and long prompts are dealt with.
 
     Attributes:
-        on_truncation: What becomes of one that the token budget cut off: an error, or closed with
-            the shortest valid completion.
+        on_truncation: What becomes of one that the token budget cut off: an error, closed with the
+            shortest valid completion, or kept as it is, told by its finish reason alone.
         enforcement: Whether a schema that cannot be enforced to the full while decoding is refused.
         bounds: What bounds decoding where the schema sets none.
         fit: What becomes of a conversation that is too long: an error, or its oldest messages are

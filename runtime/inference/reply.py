@@ -79,7 +79,12 @@ def check(answer: Answer, wish: Wish) -> None:
         LLMBadResponseError: It is empty or cut off, or breaks its schema or its tools' rules.
     """
     text, calls = answer.text, answer.tool_calls
+    kept = answer.finish_reason == "length" and wish.policy.on_truncation == "keep"
     if wish.tools:
+        if kept:
+            tools.check_calls(wish.tools, calls[:-1], text=text, more=True)
+            tools.check_names(wish.tools, calls[-1:])
+            return
         if answer.finish_reason == "length":
             _check_last_call(answer, wish.tools)
         tools.check_calls(wish.tools, calls, text=text)
@@ -89,7 +94,8 @@ def check(answer: Answer, wish: Wish) -> None:
             partial_text=text or None,
         )
     if wish.schema:
-        _check_schema(answer, wish.schema, text)
+        if not kept:
+            _check_schema(answer, wish.schema, text)
     elif not (answer.begun or _may_be_empty(answer, wish)):
         raise LLMBadResponseError(
             "The model ended its answer without a word.",

@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 DONE = b"[DONE]"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThoughtDelta(LLMDelta):
+    """A piece of what the model thinks before it answers; nothing of the contract's is set.
+
+    Attributes:
+        thought: The piece.
+    """
+
+    thought: str
+
+
 @dataclass(slots=True)
 class _Call:
     """A tool call while its pieces arrive."""
@@ -68,6 +79,7 @@ class Answer:
         self.model: str | None = None
         self._text: list[str] = []
         self._reasoning: list[str] = []
+        self._thoughts_taken = 0
         self._calls: dict[int, _Call] = {}
         self._logprobs: list[object] = []
         self._usage_object: object = None
@@ -150,6 +162,12 @@ class Answer:
     def reasoning(self) -> str:
         """The thoughts so far."""
         return "".join(self._reasoning)
+
+    def take_thought(self) -> str:
+        """The thoughts that came since this was last called."""
+        fresh = self._reasoning[self._thoughts_taken :]
+        self._thoughts_taken += len(fresh)
+        return "".join(fresh)
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:

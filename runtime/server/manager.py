@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Role = Literal["client", "serve", "engine"]
+"""Whose a server is: a program's own, the ``serve`` command's, or one of those behind it."""
+
 _LIVE: weakref.WeakSet[ServerManager] = weakref.WeakSet()
 # Not every passing state: each is a file written.
 _RECORDED_STATES = frozenset({State.LOADING, State.READY, State.BACKOFF})
@@ -64,7 +67,7 @@ class ServerManager:
         *,
         offline: bool | None = None,
         progress: Callable[[PullProgress], None] | None = None,
-        role: Literal["client", "serve"] = "client",
+        role: Role = "client",
     ) -> None:
         """Prepare; nothing runs before :meth:`start`.
 

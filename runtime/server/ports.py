@@ -42,7 +42,7 @@ def _taken(host: str, port: int, reason: str) -> EngineStartError:
     another = "Choose another with --port (0 for any free one)"
     # A gateway stands before its engine: it is the one to name.
     ours = sorted(
-        (record for record in registry.running() if port_of(record) == port),
+        (record for record in registry.running(everything=True) if port_of(record) == port),
         key=lambda record: record.role != "serve",
     )
     if ours:

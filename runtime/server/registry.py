@@ -33,7 +33,8 @@ class ServerRecord:
 
     Attributes:
         name: Unique among servers.
-        role: ``"serve"`` for the command of that name, ``"client"`` for one inside a program.
+        role: ``"serve"`` for the command of that name, ``"client"`` for one inside a program,
+            ``"engine"`` for one that a gateway answers for.
         owner_pid: The owner's process id.
         owner_birth: What tells that process from a later one with the same id.
         engine_pid: The engine's process id, or None between two processes.
@@ -127,16 +128,20 @@ def erase(name: str) -> None:
         path_of(name).unlink(missing_ok=True)
 
 
-def running(*, loading: bool = False) -> tuple[ServerRecord, ...]:
-    """Servers whose owner lives, oldest first.
+def running(*, everything: bool = False) -> tuple[ServerRecord, ...]:
+    """Servers that have been ready and whose owner lives, oldest first.
 
     Args:
-        loading: Also those that have not been ready yet.
+        everything: Also those that have not been ready yet, and the engines behind gateways.
     """
     reap_leftovers()
-    found = [record for _, record in _all() if record is not None]
-    wanted = [record for record in found if loading or record.state != "loading"]
-    return tuple(sorted(wanted, key=lambda record: record.started_at or ""))
+    found = [
+        record
+        for _, record in _all()
+        if record is not None
+        and (everything or (record.state != "loading" and record.role != "engine"))
+    ]
+    return tuple(sorted(found, key=lambda record: record.started_at or ""))
 
 
 def logs_in_use() -> frozenset[Path]:

@@ -171,8 +171,8 @@ def test_serve_asks_for_the_key_it_is_given(
     key.write_text("canary-0123456789\n")
     served = serving(tiny_model_path, "--api-key-file", str(key))
     process, port = served.process, served.port
-    assert get(port, "/props") == 401
-    assert get(port, "/props", "canary-0123456789") == 200
+    assert get(port, "/snapshot") == 401
+    assert get(port, "/snapshot", "canary-0123456789") == 200
     for child in psutil.Process(process.pid).children(recursive=True):
         assert "canary" not in " ".join(child.cmdline())
 

@@ -293,9 +293,12 @@ def test_admission_keeps_the_budget_and_spares_what_is_in_use(
 def test_what_is_overdue_is_what_was_idle_for_so_long(
     table: list[Resident], now: float, timeout: float
 ) -> None:
-    due = set(overdue(table, now, timeout))
-    for each in table:
-        idle = each.idle_since is not None and now - each.idle_since >= timeout
+    kept = resident("kept", 1, 0.0)
+    table = [kept, *(replace(each, idle_timeout_s=timeout) for each in table)]
+    due = set(overdue(table, now))
+    assert kept.name not in due
+    for each in table[1:]:
+        idle = each.idle_since is not None and now >= each.idle_since + timeout
         assert (each.name in due) == idle
-    at = next_due(table, timeout)
-    assert (at is None) == all(each.idle_since is None for each in table)
+    at = next_due(table[1:])
+    assert (at is None) == all(each.idle_since is None for each in table[1:])

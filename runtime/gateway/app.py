@@ -1,0 +1,262 @@
+"""The gateway: an ASGI app that answers OpenAI's clients by the inference core."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from runtime.errors import LLMError, LLMInvalidRequestError
+from runtime.gateway import openai
+from runtime.gateway.health import health_of
+from runtime.gateway.http import ClientGoneError, Reply, TooLargeError, read_object, while_connected
+from runtime.gateway.statuses import headers_of, is_fault
+from runtime.gateway.traffic import Traffic
+from runtime.inference.async_transport import Threads
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+    from runtime.gateway.dialect import Call, Dialect
+    from runtime.gateway.models import Models, Standing
+    from runtime.gateway.served import ServedModel
+
+CLIENT_WENT_AWAY: Final = 499
+"""What is counted for a request whose client went away; nobody is told it."""
+
+
+def create_app(
+    models: Models, *, address: str | None = None, instance: str | None = None
+) -> Starlette:
+    """The gateway's app.
+
+    Args:
+        models: Its models; closed when the app's lifespan ends.
+        address: Where it can be reached, as the snapshot tells it.
+        instance: The name by which other processes of this user know it.
+    """
+    traffic = Traffic()
+    gateway = _Gateway(models, traffic, address, instance)
+    answers = partial(Answering, models, traffic)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncGenerator[None]:
+        async with models:
+            yield
+
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", answers(openai), methods=["POST"]),
+            Route("/v1/models", gateway.list_models, methods=["GET"]),
+            Route("/v1/models/{model:path}", gateway.one_model, methods=["GET"]),
+            Route("/health", gateway.health, methods=["GET"]),
+            Route("/snapshot", gateway.snapshot, methods=["GET"]),
+        ],
+        exception_handlers={HTTPException: _refused, Exception: _defect},
+        lifespan=lifespan,
+    )
+    app.state.models = models
+    app.state.traffic = traffic
+    return app
+
+
+class Answering:
+    """An endpoint that answers in one dialect; a plain ASGI app."""
+
+    def __init__(self, models: Models, traffic: Traffic, dialect: Dialect) -> None:
+        self._models = models
+        self._traffic = traffic
+        self._dialect = dialect
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        reply = Reply(send)
+        traffic = self._traffic
+        traffic.in_flight += 1
+        try:
+            await self._answer(scope, receive, reply)
+        except ClientGoneError:
+            pass
+        finally:
+            traffic.in_flight -= 1
+            traffic.answered[scope["path"], reply.status or CLIENT_WENT_AWAY] += 1
+
+    async def _answer(self, scope: Scope, receive: Receive, reply: Reply) -> None:
+        model: str | None = None
+        try:
+            call = self._dialect.request(await read_object(receive))
+            model = call.model
+            async with while_connected(receive), self._models.lease(call) as served:
+                model = served.name
+                if call.stream:
+                    await self._stream(call, served, reply, scope["path"])
+                else:
+                    await self._whole(call, served, reply)
+        except LLMError as exc:
+            status, body = self._dialect.error(exc)
+            status = 413 if isinstance(exc, TooLargeError) else status
+            self._note(exc, scope["path"], status, model)
+            await reply.whole(status, body, headers_of(exc))
+
+    async def _whole(self, call: Call, served: ServedModel, reply: Reply) -> None:
+        async with served.perform(call.request, emit=False) as performance:
+            while await performance.advance() is not None:
+                pass
+        await reply.whole(200, self._dialect.answer(performance.result, call))
+
+    async def _stream(self, call: Call, served: ServedModel, reply: Reply, path: str) -> None:
+        """Write a stream; until it has begun, an error is one of the request."""
+        encoder = self._dialect.encoder(call)
+        try:
+            async with served.perform(call.request, emit=True) as performance:
+                while (emitted := await performance.advance()) is not None:
+                    piece = encoder.piece(emitted.item) if reply.status else None
+                    if piece is None:
+                        await reply.begin()
+                        piece = encoder.begin(served.name) + encoder.piece(emitted.item)
+                    await reply.piece(piece)
+        except LLMError as exc:
+            if reply.status is None:
+                raise
+            self._note(exc, path, self._dialect.error(exc)[0], served.name)
+            await reply.piece(encoder.failed(exc))
+        else:
+            if reply.status is None:
+                await reply.begin()
+                await reply.piece(encoder.begin(served.name))
+            await reply.piece(encoder.end(performance.result))
+        await reply.end()
+
+    def _note(self, exc: LLMError, path: str, status: int, model: str | None) -> None:
+        if is_fault(exc):
+            self._traffic.failed(path=path, status=status, model=model, exc=exc)
+
+
+class _Gateway:
+    """The endpoints that tell of the gateway itself; none of them waits for an engine's answer."""
+
+    def __init__(
+        self, models: Models, traffic: Traffic, address: str | None, instance: str | None
+    ) -> None:
+        self._models = models
+        self._traffic = traffic
+        self._address = address
+        self._instance = instance
+        self._threads = Threads()
+
+    async def health(self, _: Request) -> Response:
+        """Whether requests are served; 503 while none would be."""
+        found = health_of(self._models.listed(), default=self._models.default)
+        told = {**found.to_dict(), "instance": self._instance}
+        return JSONResponse(told, status_code=200 if found.serving else 503)
+
+    async def list_models(self, _: Request) -> Response:
+        """The models in OpenAI's form: those served first, then what else is on this machine."""
+        listed = [_entry(each) for each in self._models.listed()]
+        more = [
+            _entry_of(name, state="unloaded", served=False) for name in await self._models.on_disk()
+        ]
+        return JSONResponse({"object": "list", "data": [*listed, *more]})
+
+    async def one_model(self, request: Request) -> Response:
+        """One model in OpenAI's form."""
+        try:
+            name = await self._models.find(request.path_params["model"])
+        except LLMError as exc:
+            return _error_response(exc)
+        return JSONResponse(
+            next(_entry(each) for each in self._models.listed() if each.name == name)
+        )
+
+    async def snapshot(self, _: Request) -> Response:
+        """Everything that is known now."""
+        standings = self._models.listed()
+        made = [await self._threads.run(partial(_picture, each)) for each in standings]
+        faults = [asdict(fault) for fault in self._traffic.faults]
+        for each in made:
+            each["errors"] = [fault for fault in faults if fault["model"] == each["name"]]
+        held = sum(each.held_bytes for each in standings)
+        gateway = {
+            "version": version("llama-runtime"),
+            "pid": os.getpid(),
+            "started_at": self._traffic.started_at,
+            "uptime_s": round(time.monotonic() - self._traffic.began, 3),
+            "address": self._address,
+            "default_model": self._models.default,
+            **self._traffic.counts(),
+            "errors": faults,
+        }
+        memory = {"budget_bytes": self._models.budget_bytes, "held_bytes": held}
+        return JSONResponse({"gateway": gateway, "models": made, "memory": memory})
+
+
+def _picture(standing: Standing) -> dict[str, Any]:
+    """One model of the snapshot (a worker thread: it looks at the process)."""
+    served = standing.served
+    server = served.server if served else None
+    return {
+        "name": standing.name,
+        "state": standing.state,
+        "loaded": standing.loaded,
+        "users": standing.users,
+        "error": standing.error.message if standing.error else None,
+        "snapshot": server.snapshot().to_dict() if server else None,
+        "queue": asdict(served.queue) if served else None,
+        "counters": served.counters() if served else None,
+    }
+
+
+def _entry(standing: Standing) -> dict[str, object]:
+    aliases = [name for name in standing.names if name != standing.name and "/" not in name]
+    context = standing.served.context_tokens if standing.served else None
+    return {
+        **_entry_of(standing.name, state=standing.state, served=True),
+        "aliases": aliases,
+        "meta": {"n_ctx": context},
+    }
+
+
+def _entry_of(name: str, *, state: str, served: bool) -> dict[str, object]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,  # a file says nothing of when its model was made
+        "owned_by": "llama-runtime",
+        "state": state,
+        "served": served,
+    }
+
+
+def _error_response(exc: LLMError) -> Response:
+    status, body = openai.error(exc)
+    return JSONResponse(body, status_code=status, headers=headers_of(exc))
+
+
+async def _refused(request: Request, exc: Exception) -> Response:
+    """A path or a method that is not there."""
+    assert isinstance(exc, HTTPException)  # noqa: S101 - that is what it is registered for
+    problem = LLMInvalidRequestError(
+        f"{request.method} {request.url.path}: {exc.detail}.",
+        hint="GET /v1/models and POST /v1/chat/completions are where most begin.",
+    )
+    _, body = openai.error(problem)
+    return JSONResponse(body, status_code=exc.status_code, headers=exc.headers)
+
+
+async def _defect(_request: Request, exc: Exception) -> Response:
+    """A defect of ours; the server logs the traceback."""
+    message = f"This is a defect of the gateway ({type(exc).__name__}); its log says where."
+    problem = {"message": message, "type": "server_error", "param": None, "code": "defect"}
+    return JSONResponse({"error": problem}, status_code=500)

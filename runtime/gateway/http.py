@@ -1,0 +1,132 @@
+"""Plain ASGI: a request's body is read, an answer sent, and a client that goes away noticed.
+
+The answers of models are written without Starlette's response classes: those start a task group
+for each stream and pass every piece through two generators.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from runtime.errors import LLMInvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    from starlette.types import Receive, Send
+
+MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+"""Longest body that is read; the core refuses what is too large for an engine long before."""
+
+_STREAM: Final = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # a proxy is not to hold pieces back
+}
+
+
+class ClientGoneError(Exception):
+    """The client went away before its request was read."""
+
+
+class TooLargeError(LLMInvalidRequestError):
+    """A body is longer than what is read (HTTP 413)."""
+
+
+async def read_object(receive: Receive) -> dict[str, object]:
+    """The JSON object that a request's body holds.
+
+    Raises:
+        LLMInvalidRequestError: It is none.
+        ClientGoneError: It did not come.
+    """
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            raise ClientGoneError
+        parts.append(event.get("body", b""))
+        size += len(parts[-1])
+        if size > MAX_BODY_BYTES:
+            raise TooLargeError(
+                f"The body is longer than {MAX_BODY_BYTES:,} bytes.", hint="Send less at once."
+            )
+        if not event.get("more_body", False):
+            break
+    try:
+        body = json.loads(b"".join(parts))
+    except (ValueError, RecursionError) as exc:  # UnicodeDecodeError is a ValueError
+        raise LLMInvalidRequestError(
+            f"The body is not JSON: {exc}.", hint="Send a JSON object in UTF-8."
+        ) from exc
+    if not isinstance(body, dict):
+        raise LLMInvalidRequestError(
+            f"The body is a JSON {type(body).__name__}, not an object.", hint="Send an object."
+        )
+    return body
+
+
+class Reply:
+    """The answer to one request.
+
+    Attributes:
+        status: The status that was sent, or None before.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status: int | None = None
+
+    async def whole(
+        self, status: int, body: Mapping[str, object], headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Send a JSON object."""
+        data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(
+            "utf-8", "surrogatepass"
+        )
+        told = {"content-type": "application/json", "content-length": str(len(data))}
+        await self._start(status, {**told, **(headers or {})})
+        await self._send({"type": "http.response.body", "body": data})
+
+    async def begin(self) -> None:
+        """Send the head of a stream of events."""
+        await self._start(200, _STREAM)
+
+    async def piece(self, data: bytes) -> None:
+        """Send a piece of the stream."""
+        if data:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self) -> None:
+        """End the stream."""
+        await self._send({"type": "http.response.body"})
+
+    async def _start(self, status: int, headers: Mapping[str, str]) -> None:
+        self.status = status
+        encoded = [
+            (name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()
+        ]
+        await self._send({"type": "http.response.start", "status": status, "headers": encoded})
+
+
+@contextlib.asynccontextmanager
+async def while_connected(receive: Receive) -> AsyncGenerator[anyio.CancelScope]:
+    """Cancels what is within when the client goes away; the body must have been read."""
+    with anyio.CancelScope() as scope:
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            scope.cancel()
+
+        watcher = asyncio.create_task(watch())
+        try:
+            yield scope
+        finally:
+            watcher.cancel()

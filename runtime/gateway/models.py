@@ -1,0 +1,350 @@
+"""The gateway's models: which there are, which are loaded, and how a request gets to use one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from runtime.client._pool import ModelPool
+from runtime.client._routed import KnownModel, RoutedModel, known_models
+from runtime.client._seats import LoadError
+from runtime.errors import EngineNotRunningError, LLMError, ModelNotFoundError
+from runtime.gateway.served import ServedLoader, ServedModel
+from runtime.hardware import memory
+from runtime.inference.async_transport import Threads
+from runtime.inference.clock import Limits
+from runtime.inference.failures import client_closed
+from runtime.server.lifecycle import State
+from runtime.store import ModelStore
+from runtime.store.fit import margin_bytes
+from runtime.store.refs import AliasRef, HubRef, PypiRef, parse_ref
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Mapping
+
+    from runtime.client._seats import Lease
+    from runtime.gateway.dialect import Call
+    from runtime.server.snapshot import ServerSnapshot
+    from runtime.store import PullProgress
+
+log = logging.getLogger(__name__)
+
+TRY_AGAIN_S: Final = 5.0
+"""For so long after a model could not be loaded, requests for it are told why at once."""
+
+_MOST_LOADING: Final = 32
+
+_OF_ONE_MODEL: Final = frozenset({"lora", "mmproj", "draft_model", "chat_template", "extra_args"})
+"""Settings that are made for the models that are named at the start, and for no others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a gateway serves.
+
+    Attributes:
+        models: References of the models that are named; the first is the default.
+        alias: The name of the first in the API, or None for its own.
+        settings: Fields of :class:`runtime.ServerConfig` for all of them.
+        memory_budget_bytes: Most main memory that all loaded models take; None for what this
+            machine has now, with some left free.
+        keep_alive_s: Seconds without use after which a model is unloaded; infinite for never.
+        allow_pull: Whether a model that a request names may be fetched.
+        options: Further arguments of the clients, such as time limits.
+    """
+
+    models: tuple[str, ...]
+    alias: str | None = None
+    settings: Mapping[str, Any]
+    memory_budget_bytes: int | None = None
+    keep_alive_s: float = math.inf
+    allow_pull: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """A model as it stands now.
+
+    Attributes:
+        name: Its name.
+        names: Every name it answers to.
+        state: The state of its engine; ``"unloaded"`` while there is none, ``"waiting"`` while it
+            waits for memory or is being fetched.
+        loaded: Whether it has answered since it was loaded, or could.
+        users: Requests that use it or wait for it.
+        held_bytes: Memory that is reckoned with.
+        error: Why it could not be loaded, or has failed.
+        served: Its client, while it is loaded.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    state: str
+    loaded: bool
+    users: int = 0
+    held_bytes: int = 0
+    error: LLMError | None = None
+    served: ServedModel | None = None
+
+
+class _Arrival:
+    """A model on its way, and how many wait for it."""
+
+    def __init__(self, task: asyncio.Task[Lease[ServedModel]]) -> None:
+        self.task = task
+        self.waiting = 0
+
+
+class Models:
+    """The models of a gateway; used by the tasks of one event loop."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        store: ModelStore | None = None,
+        progress: Callable[[PullProgress], None] | None = None,
+    ) -> None:
+        """Look at the models that are named; nothing is fetched or loaded yet.
+
+        Raises:
+            ConfigError: A setting cannot work, or two models have one name.
+            ModelNotFoundError: A reference cannot name a model.
+            EngineNotInstalledError: There is no engine.
+        """
+        self._store = store or ModelStore()
+        # Engines listen on loopback alone, each on a port and with a key that nobody knows.
+        self._shared = {**plan.settings, "host": "127.0.0.1", "api_key": None}
+        first, *others = plan.models
+        routed = [RoutedModel(first, name=plan.alias), *map(RoutedModel, others)]
+        self._known = known_models(routed, shared=self._shared, store=self._store)
+        self.named = tuple(self._known)
+        self.default = self.named[0]
+        self._plan = plan
+        self.budget_bytes = plan.memory_budget_bytes or max(
+            _room_bytes(), self._known[self.default].facts.needed_bytes or 0
+        )
+        limits = Limits()
+        self._patience_s = float(plan.options.get("request_timeout_s", limits.request_timeout_s))
+        self._loader = ServedLoader(self._known, options=plan.options, progress=progress)
+        never = math.isinf(plan.keep_alive_s)
+        self._pool: ModelPool[ServedModel] = ModelPool(
+            self._loader,
+            budget_bytes=self.budget_bytes,
+            idle_timeout_s=None if never else plan.keep_alive_s,
+        )
+        self._threads = Threads(_MOST_LOADING)
+        self._arrivals: dict[str, _Arrival] = {}
+        self._failures: dict[str, tuple[float, LLMError]] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def load(self) -> None:
+        """Load the default model.
+
+        Raises:
+            LLMError: That failed.
+        """
+        async with self.lease(None):
+            pass
+
+    async def default_snapshot(self) -> ServerSnapshot:
+        """The server of the default model, which is loaded first where it is not."""
+        async with self.lease(None) as served:
+            server = served.server
+            assert server is not None  # noqa: S101 - its engine is ours
+            return await self._threads.run(server.snapshot)
+
+    async def close(self) -> None:
+        """End every engine; waits until they have ended."""
+        self._loader.close()
+        await self._threads.finish(self._pool.close)
+        for arrival in list(self._arrivals.values()):
+            with contextlib.suppress(LLMError):
+                await arrival.task
+
+    @contextlib.asynccontextmanager
+    async def lease(self, call: Call | None) -> AsyncGenerator[ServedModel]:
+        """The model that a request names, loaded first where it is not; kept for the time being.
+
+        Args:
+            call: The request; None for the default model.
+
+        Raises:
+            ModelNotFoundError: There is none of that name, and what there is.
+            LLMError: It could not be loaded.
+        """
+        name = await self.find(call.model if call else None)
+        lease = await self._acquire(name)
+        if call is not None and call.keep_alive_s is not None:
+            keep_s = call.keep_alive_s
+            self._pool.keep(name, None if math.isinf(keep_s) else keep_s)
+        with lease:
+            yield lease.loaded
+
+    async def find(self, model: str | None) -> str:
+        """The name of the model that is meant.
+
+        A model that is not named at the start is looked for on this machine by its name; never by
+        a path or an address, which would let a client read and connect where it likes.
+
+        Raises:
+            ModelNotFoundError: There is none, and what there is.
+        """
+        if model is None or model in self._known:
+            return model or self.default
+        for known in self._known.values():
+            if model in known.names:
+                return known.name
+        found = await self._threads.run(partial(self._look_for, model))
+        return self._known.setdefault(found.name, found).name
+
+    def listed(self) -> tuple[Standing, ...]:
+        """The models that are named or were asked for: the default first."""
+        table = self._pool.table()
+        ready = self._pool.loaded()
+        return tuple(self._standing(known, table, ready) for known in list(self._known.values()))
+
+    async def on_disk(self) -> tuple[str, ...]:
+        """Names of further models on this machine, which are loaded when asked for."""
+        found = await self._threads.run(self._store.list)
+        served = {name for known in self._known.values() for name in known.names}
+        return tuple(dict.fromkeys(each.name for each in found if each.name not in served))
+
+    # --- parts --------------------------------------------------------------------------------
+
+    def _standing(
+        self,
+        known: KnownModel,
+        table: Mapping[str, Mapping[str, Any]],
+        ready: Mapping[str, ServedModel],
+    ) -> Standing:
+        name, seat, served = known.name, table.get(known.name, {}), ready.get(known.name)
+        state = {"preparing": "waiting", "loading": "loading", "unloading": "stopping"}.get(
+            str(seat.get("state")), "unloaded"
+        )
+        if state == "unloaded" and name in self._arrivals:
+            state = "waiting"
+        _, error = self._failures.get(name, (0.0, None))
+        if served is not None and served.server is not None:
+            state = served.server.state.value
+            if state == State.FAILED:
+                error = _why_failed(served)
+        elif state == "unloaded" and error is not None:
+            state = State.FAILED.value
+        return Standing(
+            name=name,
+            names=known.names,
+            state=state,
+            loaded=served is not None,
+            users=int(seat.get("users", 0)),
+            held_bytes=int(seat.get("held_bytes", 0)),
+            error=error,
+            served=served,
+        )
+
+    def _look_for(self, model: str) -> KnownModel:
+        """A model that was not named at the start (a worker thread)."""
+        try:
+            ref = parse_ref(model)
+        except ModelNotFoundError as exc:
+            raise self._unknown(model) from exc
+        if not isinstance(ref, AliasRef | HubRef | PypiRef) or ".." in model:
+            raise self._unknown(
+                model, "Paths and addresses are not taken through the API; name it to `serve`."
+            )
+        try:
+            self._store.resolve(model)
+        except ModelNotFoundError as exc:
+            fetchable = not isinstance(ref, AliasRef) or self._in_catalogue(ref.name)
+            if not fetchable:
+                raise self._unknown(model) from exc
+            if not self._plan.allow_pull:
+                raise self._unknown(
+                    model,
+                    f"It is not on this machine: run `llama-runtime models pull {model}`, or serve "
+                    "with --allow-pull.",
+                ) from exc
+        settings = {k: v for k, v in self._shared.items() if k not in _OF_ONE_MODEL}
+        return KnownModel(RoutedModel(model), shared=settings, store=self._store)
+
+    def _in_catalogue(self, name: str) -> bool:
+        return any(entry.name == name for entry in self._store.catalog())
+
+    def _unknown(self, model: str, hint: str | None = None) -> ModelNotFoundError:
+        served = ", ".join(self.named)
+        return ModelNotFoundError(
+            f"There is no model {model!r} here.",
+            reference=model,
+            nearest=self.named,
+            hint=" ".join(part for part in (hint, f"Served here: {served}.") if part),
+        )
+
+    async def _acquire(self, name: str) -> Lease[ServedModel]:
+        if (lease := self._pool.take(name)) is not None:
+            return lease
+        until, error = self._failures.get(name, (0.0, None))
+        if error is not None and time.monotonic() < until:
+            raise error.with_traceback(None)
+        if (arrival := self._arrivals.get(name)) is None:
+            arrival = _Arrival(asyncio.create_task(self._bring(name)))
+            self._arrivals[name] = arrival
+        arrival.waiting += 1
+        try:
+            await asyncio.shield(arrival.task)
+            if (lease := self._pool.take(name)) is None:
+                raise client_closed()
+            return lease
+        finally:
+            arrival.waiting -= 1
+            if not arrival.waiting:
+                if self._arrivals.get(name) is arrival:
+                    del self._arrivals[name]
+                arrival.task.add_done_callback(_let_go)
+
+    async def _bring(self, name: str) -> Lease[ServedModel]:
+        """Have a model loaded, and hold it until all who wait for it have it."""
+        until = time.monotonic() + self._patience_s
+        wanted = partial(self._pool.acquire, name, until=until, given_up=lambda: False)
+        try:
+            lease = await self._threads.finish(wanted)
+        except LoadError as exc:
+            if not isinstance(exc.error, LLMError):
+                raise exc.error from None
+            if not (isinstance(exc.error, EngineNotRunningError) and self._pool.closed):
+                log.warning("%s could not be loaded: %s", name, exc.error.message)
+                self._failures[name] = (time.monotonic() + TRY_AGAIN_S, exc.error)
+            raise exc.error.with_traceback(None) from None
+        self._failures.pop(name, None)
+        return lease
+
+
+def _let_go(task: asyncio.Task[Lease[ServedModel]]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        with task.result():
+            pass
+
+
+def _why_failed(served: ServedModel) -> LLMError | None:
+    try:
+        if served.server is not None:
+            served.server.endpoint(0.0)
+    except LLMError as exc:
+        return exc
+    return None
+
+
+def _room_bytes() -> int:
+    has = memory()
+    return max(0, has.effective_available_bytes - margin_bytes(has))

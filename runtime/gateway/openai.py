@@ -1,0 +1,414 @@
+"""OpenAI's dialect: chat completions.
+
+Source: https://platform.openai.com/docs/api-reference/chat
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from pydantic import Field
+
+from runtime.contracts import LLMMessage, LLMRequest, LLMResponse, ToolCall, ToolSpec
+from runtime.errors import (
+    ContextOverflowError,
+    CrashingRequestError,
+    LLMBadResponseError,
+    LLMCapabilityError,
+    LLMInvalidRequestError,
+    ModelNotFoundError,
+    QueueFullError,
+    RequestTimeoutError,
+)
+from runtime.gateway.dialect import (
+    Body,
+    Call,
+    InvalidFieldError,
+    Turn,
+    keep_alive,
+    parsed,
+)
+from runtime.gateway.statuses import status_of
+from runtime.inference.observation import usage_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from runtime.contracts import LLMDelta
+    from runtime.errors import LLMError
+
+_NO_ARGUMENTS: Final[dict[str, object]] = {"type": "object", "properties": {}}
+
+_CONTENT_OF: Final = {"text": "text", "refusal": "refusal"}
+"""Kinds of content parts that are text, and the field that holds it."""
+
+
+class _Function(Body):
+    name: str
+    arguments: str = "{}"
+
+
+class _ToolCall(Body):
+    id: str
+    type: Literal["function"] = "function"
+    function: _Function
+
+
+class _Message(Body):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Any = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Declared(Body):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class _Tool(Body):
+    type: Literal["function"]
+    function: _Declared
+
+
+class _StreamOptions(Body):
+    include_usage: bool | None = None
+
+
+class _Chat(Body):
+    messages: list[_Message] = Field(min_length=1)
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    response_format: dict[str, Any] | None = None
+    tools: list[_Tool] | None = None
+    n: int | None = None
+    logprobs: bool | None = None
+    modalities: list[str] | None = None
+    keep_alive: Any = None
+
+
+_NOT_HERE: Final = {
+    "functions": "Use tools, which replaced it.",
+    "function_call": "Use tool_choice, which replaced it.",
+    "audio": "Only text is answered.",
+    "web_search_options": "This gateway opens no connection for a request. Offer a tool.",
+}
+
+
+def request(body: Mapping[str, object]) -> Call:
+    """What the body of ``POST /v1/chat/completions`` asks for.
+
+    Raises:
+        LLMInvalidRequestError: It cannot be right, or wants what is not done here.
+    """
+    chat = parsed(_Chat, body)
+    options = chat.others()
+    _refuse_what_is_not_here(chat, options)
+    bounds = {chat.max_tokens, chat.max_completion_tokens} - {None}
+    if len(bounds) > 1:
+        raise InvalidFieldError(
+            "max_tokens and max_completion_tokens differ.",
+            param="max_tokens",
+            hint="Give max_completion_tokens alone.",
+        )
+    if chat.logprobs:
+        options["logprobs"] = True
+    # As OpenAI has it: an answer that was cut off says so by its finish_reason.
+    options.setdefault("on_truncation", "keep")
+    wanted = LLMRequest(
+        messages=[message(position, each) for position, each in enumerate(chat.messages)],
+        temperature=chat.temperature,
+        max_tokens=next(iter(bounds), None),
+        tools=[_tool(tool) for tool in chat.tools or ()],
+        response_format=chat.response_format,
+        provider_options=options,
+    )
+    streamed = chat.stream_options
+    return Call(
+        model=chat.model,
+        request=wanted,
+        stream=bool(chat.stream),
+        keep_alive_s=keep_alive(chat.keep_alive),
+        echo={"include_usage": bool(streamed and streamed.include_usage)},
+    )
+
+
+def _refuse_what_is_not_here(chat: _Chat, options: Mapping[str, object]) -> None:
+    for name, hint in _NOT_HERE.items():
+        if name in options:
+            raise InvalidFieldError(f"{name} is not supported.", param=name, hint=hint)
+    if chat.n not in {None, 1}:
+        raise InvalidFieldError(
+            f"n is {chat.n}; one answer at a time is given.",
+            param="n",
+            hint="Send the request several times, each with another seed.",
+        )
+    if chat.modalities and set(chat.modalities) != {"text"}:
+        raise InvalidFieldError(
+            f"modalities is {chat.modalities}.", param="modalities", hint="Only text is answered."
+        )
+    if chat.logprobs and chat.stream:
+        raise InvalidFieldError(
+            "logprobs are not told in streams.", param="logprobs", hint="Ask without stream."
+        )
+    if "top_logprobs" in options and not chat.logprobs:
+        raise InvalidFieldError(
+            "top_logprobs needs logprobs.", param="top_logprobs", hint="Set logprobs to true."
+        )
+
+
+def message(position: int, given: _Message) -> LLMMessage:
+    """A message in the contract's form."""
+    where = f"messages[{position}]"
+    calls = tuple(
+        ToolCall(name=call.function.name, arguments_json=call.function.arguments, call_id=call.id)
+        for call in given.tool_calls or ()
+    )
+    if given.role == "tool" and not given.tool_call_id:
+        raise InvalidFieldError(
+            f"{where} is a tool's result and does not say of which call.",
+            param=f"{where}.tool_call_id",
+            hint="Give the id of the call.",
+        )
+    nothing = given.content is None and given.role == "assistant"
+    return Turn(
+        role="system" if given.role == "developer" else given.role,
+        content="" if nothing else text_of(given.content, f"{where}.content"),
+        name=given.name,
+        tool_call_id=given.tool_call_id,
+        tool_calls=calls,
+    )
+
+
+def text_of(content: object, where: str) -> str:
+    """The text of a message's content: a string, or a list of parts that are text.
+
+    Raises:
+        InvalidFieldError: It is neither, or has parts of another kind, such as images.
+    """
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise InvalidFieldError(
+            f"{where} is {type(content).__name__}.",
+            param=where,
+            hint="It is a string or a list of parts.",
+        )
+    texts: list[str] = []
+    for position, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        text = part.get(_CONTENT_OF.get(str(kind), "")) if isinstance(part, dict) else None
+        if not isinstance(text, str):
+            raise InvalidFieldError(
+                f"{where}[{position}] has the type {kind!r}; only text is understood.",
+                param=f"{where}[{position}]",
+                hint='A part is {"type": "text", "text": …}.',
+            )
+        texts.append(text)
+    return "".join(texts)
+
+
+def _tool(tool: _Tool) -> ToolSpec:
+    function = tool.function
+    return ToolSpec(
+        name=function.name,
+        description=function.description or "",
+        input_schema=function.parameters or _NO_ARGUMENTS,
+        output_schema={},
+    )
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+def answer(response: LLMResponse, call: Call) -> dict[str, object]:  # noqa: ARG001 - of the protocol
+    """The body of a whole answer."""
+    notes = response.raw or {}
+    said: dict[str, object] = {
+        "role": "assistant",
+        "content": None if response.tool_calls and not response.text else response.text,
+        "refusal": None,
+    }
+    if reasoning := notes.get("reasoning"):
+        said["reasoning_content"] = reasoning
+    if response.tool_calls:
+        said["tool_calls"] = [
+            {
+                "id": each.call_id,
+                "type": "function",
+                "function": {"name": each.name, "arguments": each.arguments_json},
+            }
+            for each in response.tool_calls
+        ]
+    return {
+        "id": _new_id(),
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": response.model,
+        "choices": [
+            {
+                "index": 0,
+                "message": said,
+                "logprobs": _logprobs(response),
+                "finish_reason": response.finish_reason,
+            }
+        ],
+        "usage": usage(response),
+        "runtime": told(response),
+    }
+
+
+def usage(response: LLMResponse) -> dict[str, object]:
+    """What an answer took, in OpenAI's form."""
+    counts = usage_of(response.usage)
+    cache = (response.raw or {}).get("cache")
+    reused = cache.get("reused", 0) if isinstance(cache, dict) else 0
+    return {
+        "prompt_tokens": counts.prompt_tokens,
+        "completion_tokens": counts.completion_tokens,
+        "total_tokens": counts.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": reused},
+    }
+
+
+def told(response: LLMResponse) -> dict[str, object]:
+    """What the runtime has to say of an answer besides: its seed, recoveries, enforcement."""
+    return {name: value for name, value in (response.raw or {}).items() if name != "reasoning"}
+
+
+def _logprobs(response: LLMResponse) -> object:
+    match response.raw_output:
+        case {"choices": [{"logprobs": logprobs}, *_]}:
+            return logprobs
+    return None
+
+
+def _new_id() -> str:
+    return f"chatcmpl-{secrets.token_hex(12)}"
+
+
+class ChatEncoder:
+    """Writes a streamed chat completion."""
+
+    def __init__(self, call: Call) -> None:
+        self._include_usage = bool(call.echo.get("include_usage"))
+        self._calls: dict[str | None, int] = {}
+        self._before = self._after = b""
+        self._head: dict[str, object] = {}
+
+    def begin(self, model: str) -> bytes:
+        """The chunk that says whose turn it is."""
+        self._head = {
+            "id": _new_id(),
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": model,
+        }
+        mark = "\0"
+        choice = {"index": 0, "delta": mark, "logprobs": None, "finish_reason": None}
+        whole = _event(self._chunk(choice))
+        self._before, _, self._after = whole.partition(json.dumps(mark).encode())
+        return self._piece(b'{"role":"assistant","content":""}')
+
+    def piece(self, delta: LLMDelta) -> bytes:
+        """A piece of text or of a call."""
+        made = b""
+        if text := delta.text_delta:
+            made = self._piece(b'{"content":%s}' % json.dumps(text).encode())
+        if call := delta.tool_call_delta:
+            index = self._calls.setdefault(call.call_id, len(self._calls))
+            function: dict[str, object] = {"arguments": call.arguments_json_delta or ""}
+            told: dict[str, object] = {"index": index, "function": function}
+            if call.name is not None:
+                function["name"] = call.name
+                told |= {"id": call.call_id, "type": "function"}
+            made += self._piece(json.dumps({"tool_calls": [told]}).encode())
+        return made
+
+    def end(self, response: LLMResponse) -> bytes:
+        """The chunk with the reason of the end, that with the usage, and the closing mark."""
+        choice = {
+            "index": 0,
+            "delta": {},
+            "logprobs": None,
+            "finish_reason": response.finish_reason,
+        }
+        made = _event({**self._chunk(choice), "runtime": told(response)})
+        if self._include_usage:
+            made += _event({**self._head, "choices": [], "usage": usage(response)})
+        return made + b"data: [DONE]\n\n"
+
+    def failed(self, exc: LLMError) -> bytes:
+        """The error, as OpenAI's clients look for it in a stream."""
+        return _event(error(exc)[1])
+
+    def _chunk(self, choice: Mapping[str, object]) -> dict[str, object]:
+        nothing_yet = {"usage": None} if self._include_usage else {}
+        return {**self._head, "choices": [choice], **nothing_yet}
+
+    def _piece(self, delta: bytes) -> bytes:
+        return self._before + delta + self._after
+
+
+def encoder(call: Call) -> ChatEncoder:
+    """Who writes a streamed answer."""
+    return ChatEncoder(call)
+
+
+def _event(data: Mapping[str, object]) -> bytes:
+    return b"data: %s\n\n" % json.dumps(data, separators=(",", ":")).encode()
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+_CODES: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (ContextOverflowError, "context_length_exceeded"),
+    (ModelNotFoundError, "model_not_found"),
+    (QueueFullError, "queue_full"),
+    (RequestTimeoutError, "timeout"),
+    (CrashingRequestError, "engine_crashed"),
+    (LLMBadResponseError, "bad_response"),
+    (LLMCapabilityError, "unsupported"),
+)
+_TYPES: Final = {400: "invalid_request_error", 403: "permission_error", 429: "rate_limit_error"}
+
+_NAMED: Final = re.compile(r"[a-z_]{3,}(?:\[\d+\])?(?= (?:is|has|holds|asks|and|are|given)\b)")
+"""A field at the beginning of a message of the core's."""
+
+
+def error(exc: LLMError) -> tuple[int, dict[str, object]]:
+    """The HTTP status and the body of an error, in OpenAI's shape."""
+    status = status_of(exc)
+    message = f"{exc.message} {exc.hint}" if exc.hint else exc.message
+    problem: dict[str, object] = {
+        "message": message,
+        "type": _TYPES.get(400 if status == 404 else status, "server_error"),
+        "param": _param(exc),
+        "code": next((code for kind, code in _CODES if isinstance(exc, kind)), None),
+    }
+    if isinstance(exc, ContextOverflowError):
+        problem |= {"prompt_tokens": exc.prompt_tokens, "context_tokens": exc.context_tokens}
+    return status, {"error": problem}
+
+
+def _param(exc: LLMError) -> str | None:
+    match exc:
+        case InvalidFieldError(param=param):
+            return param
+        case ModelNotFoundError():
+            return "model"
+        case ContextOverflowError():
+            return "messages"
+        case LLMInvalidRequestError() if named := _NAMED.match(exc.message):
+            return named[0]
+    return None

@@ -1,0 +1,199 @@
+"""Runs the gateway in a process of its own: its socket, its signals, its record, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+
+from runtime.contracts import Provenance
+from runtime.errors import StorageError
+from runtime.gateway.app import create_app
+from runtime.gateway.rules import Rules
+from runtime.gateway.security import Guard
+from runtime.gateway.wire import uvicorn_options
+from runtime.server import registry
+from runtime.server.plan import refuse_taken_port
+from runtime.server.ports import unusable
+from runtime.server.registry import ServerRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from pathlib import Path
+
+    from runtime.gateway.models import Models
+    from runtime.server.snapshot import ServerSnapshot
+
+log = logging.getLogger(__name__)
+
+DRAIN_S: Final = 3
+"""Seconds that requests under way have to end once the gateway was told to end."""
+
+_BACKLOG: Final = 2048
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at that address, bound at once: a port that is taken is known before a model loads.
+
+    Raises:
+        EngineStartError: It cannot be had; says who holds it, if that can be seen.
+    """
+    refuse_taken_port(host, port)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, port))
+        made.listen(_BACKLOG)
+    except OSError as exc:
+        made.close()
+        raise unusable(host, port, exc) from exc
+    return made
+
+
+def address_of(listener: socket.socket) -> str:
+    """The address under which a socket is reached from this machine."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - the other way round
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run(
+    models: Models,
+    listener: socket.socket,
+    *,
+    ready: Callable[[ServerSnapshot, str], None],
+    rules: Rules | None = None,
+    own_log: Path | None = None,
+) -> None:
+    """Serve until a signal; requests under way have a moment to end, then the engines are ended.
+
+    ``/health`` answers from the first moment on, while the default model is still being loaded.
+
+    Args:
+        models: What to serve.
+        listener: Where.
+        ready: Called once with the default model's server when that is loaded, and with the name
+            by which other processes know the gateway.
+        rules: What requests must keep to.
+        own_log: The file with what this process prints, where it was detached.
+
+    Raises:
+        KeyboardInterrupt: A signal came before the default model was loaded.
+        LLMError: The default model could not be loaded.
+    """
+    if not asyncio.run(_run(models, listener, ready, rules or Rules(), own_log)):
+        raise KeyboardInterrupt
+
+
+async def _run(
+    models: Models,
+    listener: socket.socket,
+    ready: Callable[[ServerSnapshot, str], None],
+    rules: Rules,
+    own_log: Path | None,
+) -> bool:
+    """Returns whether it was ready before it was told to end."""
+    begun = _record(models, address_of(listener), own_log)
+    app = create_app(models, address=begun.base_url, instance=begun.name)
+    server = _Server(
+        uvicorn.Config(
+            Guard(app, rules),
+            **uvicorn_options(rules),
+            lifespan="on",
+            log_config=None,
+            date_header=False,
+            timeout_graceful_shutdown=DRAIN_S,
+        )
+    )
+    with _recorded(begun) as note:
+        loading = asyncio.create_task(models.load())
+        serving = asyncio.create_task(server.serve([listener]))
+        try:
+            await asyncio.wait({loading, serving}, return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                await loading
+                snapshot = await models.default_snapshot()
+                note(_of_engine(begun, snapshot))
+                ready(snapshot, begun.name)
+                await serving
+                return True
+        finally:
+            server.should_exit = True
+            await serving
+    await asyncio.wait({loading})  # given up by the models' end
+    return loading.exception() is None
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, ended in order by each of the signals that end a command."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        before = {number: signal.signal(number, self._told) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _told(self, *_: object) -> None:
+        self.force_exit = self.should_exit  # the second one does not wait for requests
+        self.should_exit = True
+
+
+def _record(models: Models, address: str, own_log: Path | None) -> ServerRecord:
+    """What other processes know of the gateway from its first moment on."""
+    pid = os.getpid()
+    return ServerRecord(
+        name=f"{pid}-{secrets.token_hex(4)}",
+        role="serve",
+        owner_pid=pid,
+        owner_birth=registry.birth(pid) or "",
+        engine_pid=None,
+        model=models.default,
+        engine="",
+        base_url=address,
+        state="loading",
+        started_at=Provenance.now_iso(),
+        log_path=None,
+        own_log_path=str(own_log) if own_log else None,
+    )
+
+
+def _of_engine(begun: ServerRecord, snapshot: ServerSnapshot) -> ServerRecord:
+    """The record once the default model's engine answers."""
+    return replace(
+        begun,
+        engine_pid=snapshot.pid,
+        engine=str(snapshot.engine["kind"]),
+        model=snapshot.api_model or begun.model,
+        state="ready",
+        log_path=snapshot.log_path,
+    )
+
+
+@contextlib.contextmanager
+def _recorded(begun: ServerRecord) -> Generator[Callable[[ServerRecord], None]]:
+    """Lets other processes know of the gateway for as long as it listens; gives what notes news."""
+
+    def note(record: ServerRecord) -> None:
+        try:
+            registry.write(record)
+        except StorageError as exc:
+            log.warning("`llama-runtime ps` will not show this gateway: %s", exc.message)
+
+    note(begun)
+    try:
+        yield note
+    finally:
+        registry.erase(begun.name)

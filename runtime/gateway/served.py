@@ -1,0 +1,149 @@
+"""One of the gateway's models: an engine of its own and the client that talks to it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import psutil
+
+from runtime.client.aio import AsyncLlamaClient
+from runtime.inference.async_transport import AsyncWire
+from runtime.inference.failures import client_closed
+from runtime.server.lifecycle import RESTING_STATES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from runtime.client._routed import KnownModel
+    from runtime.contracts import LLMRequest, LLMResponse
+    from runtime.inference.async_transport import Performance
+    from runtime.inference.effects import Flow
+    from runtime.inference.queueing import QueueCounts
+    from runtime.server.manager import Role
+    from runtime.store import PullProgress
+
+
+class ServedModel(AsyncLlamaClient):
+    """A loaded model. Its requests are performed on the gateway's event loop."""
+
+    _role: ClassVar[Role] = "engine"
+
+    def load(self) -> None:
+        """Start the engine and wait until it is ready; for a thread of the pool's."""
+        self._source.start()
+        self._begun.add(self._source)
+
+    def end(self) -> None:
+        """End the engine; nobody may be using it."""
+        for source in self._shut():
+            source.stop()
+
+    @property
+    def name(self) -> str:
+        """The name that its answers carry."""
+        return self._default_model()
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Tokens one request may hold."""
+        return self._source.current.context_tokens
+
+    @property
+    def queue(self) -> QueueCounts:
+        """How many requests it works on, and how many wait."""
+        return self._source.queue.counts
+
+    def counters(self) -> dict[str, object]:
+        """What its requests so far came to."""
+        return self._observer.counters()
+
+    def perform(self, request: LLMRequest, *, emit: bool) -> Performance[LLMResponse]:
+        """An answer under way; see :class:`Performance`.
+
+        Raises:
+            LLMInvalidRequestError: The request cannot be right.
+        """
+        wish = self._request_wish(request)
+
+        async def begin() -> Flow[LLMResponse]:
+            return self._conversation(wish, None, emit=emit)
+
+        wire = AsyncWire(self._source.queue)
+        return self._performance(self._source, begin, wire, self._threads_for(wish))
+
+
+class ServedLoader:
+    """Loads the gateway's models for its pool. Any thread may use it.
+
+    Args:
+        models: The models by name; may grow.
+        options: Arguments of every client.
+        progress: Told about downloads.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, KnownModel],
+        *,
+        options: Mapping[str, Any],
+        progress: Callable[[PullProgress], None] | None,
+    ) -> None:
+        self._models = models
+        self._options = options
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._closing = False
+        self._starting: set[ServedModel] = set()
+
+    def close(self) -> None:
+        """Give up what is being fetched or started; what has arrived is kept for the next time."""
+        with self._lock:
+            self._closing = True
+            starting = list(self._starting)
+        for served in starting:
+            served.end()
+
+    def prepare(self, name: str) -> int:
+        """Fetch the model; returns the memory it will take."""
+        return self._models[name].prepare(self._told)
+
+    def load(self, name: str) -> ServedModel:
+        """A client whose engine is ready."""
+        known = self._models[name]
+        served = ServedModel(config=known.config, progress=self._told, **self._options)
+        with self._lock:
+            if self._closing:
+                raise client_closed()
+            self._starting.add(served)
+        try:
+            served.load()
+        finally:
+            with self._lock:
+                self._starting.discard(served)
+        return served
+
+    def unload(self, name: str, loaded: ServedModel) -> None:  # noqa: ARG002 - of the protocol
+        """End a client and its engine."""
+        loaded.end()
+
+    def usable(self, name: str, loaded: ServedModel) -> bool:  # noqa: ARG002 - of the protocol
+        """Whether its engine runs, or is being restarted."""
+        return loaded.server is None or loaded.server.state not in RESTING_STATES
+
+    def measured_bytes(self, name: str, loaded: ServedModel) -> int | None:
+        """The resident size of its engine, without file pages that the system may drop."""
+        pid = loaded.server.pid if loaded.server else None
+        if pid is None:
+            return None
+        try:
+            resident = int(psutil.Process(pid).memory_info().rss)
+        except psutil.Error:  # it is being restarted
+            return None
+        return resident - self._models[name].facts.file_pages_bytes
+
+    def _told(self, progress: PullProgress) -> None:
+        if self._closing:
+            raise client_closed()
+        if self._progress is not None:
+            self._progress(progress)
