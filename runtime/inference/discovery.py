@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from runtime.engines.base import Endpoint, EngineCapabilities
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from runtime.engines.thinking import Thinking
     from runtime.inference.clock import Limits
     from runtime.inference.effects import Flow, HttpHead
+
+GATEWAY: Final = "llama-runtime"
+"""Whose models our gateway says they are."""
 
 _PROBE = schema.check({"const": "x"}, what="probe")
 
@@ -95,15 +98,17 @@ def discover(
             hint="Give the model's name to the client.",
         )
     entry = next((entry for entry in entries if chosen in _names(entry)), {})
+    ours = entry.get("owned_by") == GATEWAY
     endpoint = Endpoint(
         base_url=base_url,
         api_key=api_key,
         kind="openai",
         model=chosen,
-        capabilities=EngineCapabilities(),
+        capabilities=_of_gateway(entry) if ours else EngineCapabilities(),
         context_tokens=_context(entry),
     )
-    endpoint = yield from _look_closer(endpoint, clock)
+    if not ours:
+        endpoint = yield from _look_closer(endpoint, clock)
     served = [name for entry in entries if entry.get("served", True) for name in _names(entry)]
     return Discovered(
         endpoint=endpoint, models=names or (chosen,), served=tuple(served) or (chosen,)
@@ -117,6 +122,18 @@ def unknown_model(model: str, names: tuple[str, ...]) -> ModelNotFoundError:
         reference=model,
         nearest=names,
         hint=f"There is: {', '.join(names[:10])}.",
+    )
+
+
+def _of_gateway(entry: dict[str, Any]) -> EngineCapabilities:
+    """What our gateway can do with a model: its core keeps schemas and calls tools on any model.
+
+    Grammars are left to it: it knows its engine, and checks what comes by the schema itself.
+    """
+    meta = entry.get("meta")
+    vision = meta.get("vision") if isinstance(meta, dict) else None
+    return EngineCapabilities(
+        json_schema=True, tools=True, vision=vision if isinstance(vision, bool) else None
     )
 
 
