@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "run": Place("runtime.cli.run", "run", "Answer PROMPT once, on stdout."),
     "embed": Place("runtime.cli.embed", "embed", "Print a vector for each text, as JSON."),
     "ps": Place("runtime.cli.running", "ps", "Show the gateways and engines that run here."),
+    "top": Place("runtime.cli.top", "top", "Watch a running gateway, live."),
     "stop": Place(
         "runtime.cli.running", "stop", "End a gateway: by its name, model, process id or port."
     ),

@@ -56,6 +56,7 @@ class Answer:
             it and the server tells.
         prompt_s: Seconds it has been processing them, by its own clock.
         model: The model the server says answered.
+        stop_text: Which of the caller's stop texts ended it, if one did and the server tells.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Answer:
         self.timings: dict[str, object] | None = None
         self.done = False
         self.model: str | None = None
+        self.stop_text: str | None = None
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._thoughts_taken = 0
@@ -297,6 +299,9 @@ class Answer:
                 self._logprobs.extend(logprobs.get("content") or ())
             if reason := choice.get("finish_reason"):
                 self.finish_reason = _text(reason)
+        match chunk.get("__verbose"):
+            case {"stop_type": "word", "stopping_word": str(stop_text)}:
+                self.stop_text = stop_text
         if isinstance(timings := chunk.get("timings"), dict):
             self.timings = timings
         if isinstance(progress := chunk.get("prompt_progress"), dict):
