@@ -62,7 +62,7 @@ class TinyShape:
     feed_forward_length: int = 128
     context: int | None = None
     vocabulary: int | None = None
-    tensor_type: TensorType = "f16"
+    tensor_type: TensorType = "q8_0"
 
 
 def build_tiny_model(
