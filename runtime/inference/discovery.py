@@ -28,6 +28,7 @@ GATEWAY: Final = "llama-runtime"
 """Whose models our gateway says they are."""
 
 _PROBE = schema.check({"const": "x"}, what="probe")
+_SAID = [{"role": "user", "content": "."}]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +179,7 @@ def _takes_llguidance(endpoint: Endpoint, clock: Clock) -> Flow[bool]:
     enforced = schema.enforcement(_PROBE, EngineCapabilities(llguidance=True))
     body = {
         "model": endpoint.model,
-        "messages": [{"role": "user", "content": "."}],
+        "messages": _SAID,
         "max_tokens": 1,
         "seed": 0,
         **enforced.fields,
@@ -205,6 +206,11 @@ def _thinking(endpoint: Endpoint, template: object, clock: Clock) -> Flow[Thinki
         case {"choices": [{"message": message}, *_]}:
             return replace(found, separated=is_separated(message))
     return found
+
+
+def is_trial(body: object) -> bool:
+    """Whether a chat request's body is of this module's making, and not of its callers' wishes."""
+    return isinstance(body, dict) and body.get("messages") == _SAID and "grammar" in body
 
 
 def _get(
