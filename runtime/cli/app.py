@@ -65,7 +65,11 @@ def cli(*, offline: bool, verbose: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; every failure becomes a message and an exit code."""
+    """Run the command line; every failure becomes a message and an exit code.
+
+    Raises:
+        ImportError: A package that is needed is missing or broken; ``runtime.__main__`` says which.
+    """
     try:
         code = cli.main(prog_name="llama-runtime", standalone_mode=False)
     except click.exceptions.Exit as exc:
@@ -84,6 +88,8 @@ def main() -> None:
         if _debugging():
             raise
         code = output.failure(exc)
+    except ImportError:
+        raise
     except Exception as exc:
         from runtime.cli import output  # noqa: PLC0415
 
