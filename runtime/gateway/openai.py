@@ -31,6 +31,7 @@ from runtime.gateway.dialect import (
     Turn,
     keep_alive,
     parsed,
+    tools_or_format,
 )
 from runtime.gateway.statuses import status_of
 from runtime.inference.observation import usage_of
@@ -125,12 +126,17 @@ def request(body: Mapping[str, object]) -> Call:
         options["logprobs"] = True
     # As OpenAI has it: an answer that was cut off says so by its finish_reason.
     options.setdefault("on_truncation", "keep")
+    tools, response_format = tools_or_format(
+        [_tool(tool) for tool in chat.tools or ()],
+        chat.response_format,
+        options.get("tool_choice"),
+    )
     wanted = LLMRequest(
         messages=[message(position, each) for position, each in enumerate(chat.messages)],
         temperature=chat.temperature,
         max_tokens=next(iter(bounds), None),
-        tools=[_tool(tool) for tool in chat.tools or ()],
-        response_format=chat.response_format,
+        tools=tools,
+        response_format=response_format,
         provider_options=options,
     )
     streamed = chat.stream_options
