@@ -70,7 +70,11 @@ def cli(*, offline: bool, verbose: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; every failure becomes a message and an exit code."""
+    """Run the command line; every failure becomes a message and an exit code.
+
+    Raises:
+        ImportError: A package that is needed is missing or broken; ``runtime.__main__`` says which.
+    """
     if instruction := os.environ.get("_LLAMA_RUNTIME_COMPLETE"):
         from runtime.cli.completion import answer  # noqa: PLC0415 - for shells alone
 
@@ -93,6 +97,8 @@ def main() -> None:
         if _debugging():
             raise
         code = output.failure(exc)
+    except ImportError:
+        raise
     except Exception as exc:
         from runtime.cli import output  # noqa: PLC0415
 
