@@ -21,6 +21,7 @@ from runtime.gateway.content import parts, text_of, unfit
 from runtime.gateway.dialect import Body, Call, Turn, keep_alive, parsed, tools_or_format
 from runtime.gateway.statuses import status_of
 from runtime.inference.request_limits import check_nesting
+from runtime.inference.stream import ThoughtDelta
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -313,7 +314,7 @@ def answer(response: LLMResponse, call: Call) -> dict[str, object]:
     notes = response.raw or {}
     content: list[dict[str, object]] = []
     if thought := notes.get("reasoning"):
-        content.append({"type": "thinking", "thinking": thought, "signature": ""})
+        content.append(_thinking(str(thought)))
     if response.text:
         content.append({"type": "text", "text": response.text, "citations": None})
     content.extend(
@@ -350,6 +351,10 @@ def _envelope(call: Call, model: str | None) -> dict[str, object]:
 
 def _tool_use(call_id: str | None, name: str | None, given: object) -> dict[str, object]:
     return {"type": "tool_use", "id": call_id, "name": name, "input": given}
+
+
+def _thinking(thought: str) -> dict[str, object]:
+    return {"type": "thinking", "thinking": thought, "signature": ""}
 
 
 def _end(response: LLMResponse) -> tuple[str, str | None]:
@@ -396,6 +401,10 @@ class Encoder:
 
     def piece(self, delta: LLMDelta) -> bytes:
         """A piece of the answer."""
+        if isinstance(delta, ThoughtDelta):
+            return self._block("thinking", _thinking("")) + self._piece(
+                {"type": "thinking_delta", "thinking": delta.thought}
+            )
         if delta.text_delta:
             return self._block("text", {"type": "text", "text": ""}) + self._piece(
                 {"type": "text_delta", "text": delta.text_delta}

@@ -359,6 +359,8 @@ def accumulated(made: LLMResponse, cuts: Sequence[int] = (3,)) -> Message:
                 assert block["open"]
                 if delta["type"] == "text_delta":
                     block["text"] += delta["text"]
+                elif delta["type"] == "thinking_delta":
+                    block["thinking"] += delta["thinking"]
                 else:
                     block["json"] += delta["partial_json"]
             case {"type": "content_block_stop"}:

@@ -329,11 +329,11 @@ def accumulated(found: Sequence[Mapping[str, Any]]) -> Response:
             case {"type": "response.content_part.added", "part": part}:
                 assert event["content_index"] == len(output[-1]["content"])
                 output[-1]["content"].append(part)
-            case {"type": "response.output_text.delta"}:
+            case {"type": "response.output_text.delta" | "response.reasoning_text.delta"}:
                 output[-1]["content"][event["content_index"]]["text"] += event["delta"]
             case {"type": "response.function_call_arguments.delta"}:
                 output[-1]["arguments"] += event["delta"]
-            case {"type": "response.output_text.done"}:
+            case {"type": "response.output_text.done" | "response.reasoning_text.done"}:
                 assert event["text"] == output[-1]["content"][-1]["text"]
             case {"type": "response.function_call_arguments.done"}:
                 assert event["arguments"] == output[-1]["arguments"]
