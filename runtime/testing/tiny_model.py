@@ -117,7 +117,7 @@ class GgufDraft:
         except ImportError as exc:
             raise LLMCapabilityError(
                 f"Building a model needs the package {exc.name}, which is not installed.",
-                hint="pip install gguf",
+                hint="pip install 'llama-runtime[testing]'",
             ) from exc
         self.np = np
         self.shape = shape
