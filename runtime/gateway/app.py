@@ -128,13 +128,13 @@ class Answering:
             if reply.status is None:
                 raise
             self._note(exc, path, self._dialect.error(exc)[0], served.name)
-            await reply.piece(encoder.failed(exc))
+            last = encoder.failed(exc)
         else:
+            last = encoder.end(performance.result)
             if reply.status is None:
                 await reply.begin()
-                await reply.piece(encoder.begin(served.name))
-            await reply.piece(encoder.end(performance.result))
-        await reply.end()
+                last = encoder.begin(served.name) + last
+        await reply.end(last)
 
     def _note(self, exc: LLMError, path: str, status: int, model: str | None) -> None:
         if is_fault(exc):
