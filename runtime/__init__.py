@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from runtime.client._routed import RoutedModel
+    from runtime.client._stream import ThoughtEvent
     from runtime.client.aio import AsyncLlamaClient
     from runtime.client.routing import RoutingClient
     from runtime.client.sync import LlamaClient
@@ -146,6 +147,7 @@ __all__ = [
     "TaskPriority",
     "TaskProfile",
     "TextTooLongError",
+    "ThoughtEvent",
     "TooManyRequestsError",
     "ToolCall",
     "ToolCallDelta",
@@ -174,6 +176,7 @@ _HOMES = {
     "ServerConfig": "runtime.settings",
     "ServerManager": "runtime.server.manager",
     "ServerSnapshot": "runtime.server.snapshot",
+    "ThoughtEvent": "runtime.client._stream",
     "TruncatedEmbeddingResult": "runtime.inference.embeddings",
     "TruncatedText": "runtime.inference.embeddings",
 }

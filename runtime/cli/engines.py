@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import click
 
 from runtime.cli import output
+from runtime.cli.options import chosen, server_options
 from runtime.engines.builds import age_warning
 from runtime.engines.detect import choose, engines
 from runtime.errors import EngineNotInstalledError
 from runtime.hardware import gpu_hint
 from runtime.server.probe import remembered_trials
+from runtime.settings import ServerConfig
 
 if TYPE_CHECKING:
     from runtime.engines.base import EngineInfo
-    from runtime.settings import ServerConfig
 
 
-def show_engines(config: ServerConfig, *, as_json: bool) -> None:
-    """Look at every engine and print what was found."""
+@click.command("engines")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@server_options(("engine_path",))
+def engines_(*, as_json: bool, **settings: Any) -> None:
+    """Show which engines are here, what each can do, and which one `auto` would take."""
+    config = ServerConfig(**chosen(settings))
     found = [engine.inspect(devices=True) for engine in engines(config)]
     try:
         choice = choose(config, gpu_present=gpu_hint())

@@ -11,33 +11,18 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from runtime.errors import (
-    EngineStartError,
-    LLMAuthError,
-    LLMBadResponseError,
-    LLMCapabilityError,
-    LLMError,
-    LLMInvalidRequestError,
-    LLMProviderError,
-    LLMRateLimitError,
-)
+from runtime.cli import exit_codes
+from runtime.errors import EngineStartError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from runtime.errors import LLMError
     from runtime.store import PullProgress
 
-EXIT_CODES: tuple[tuple[type[LLMError], int], ...] = (
-    (LLMInvalidRequestError, 2),
-    (LLMAuthError, 3),
-    (LLMRateLimitError, 4),
-    (LLMProviderError, 5),
-    (LLMBadResponseError, 6),
-    (LLMCapabilityError, 7),
-)
-EXIT_DEFECT = 70
-EXIT_INTERRUPTED = 130
 PLAIN_PROGRESS_EVERY_S = 5.0
+
+_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 err = Console(stderr=True, highlight=False)
 
@@ -54,9 +39,19 @@ def result_json(value: object) -> None:
 
 
 def piece(text: str) -> None:
-    """A piece of an answer, at once."""
-    sys.stdout.write(text)
+    """A piece of an answer, at once.
+
+    A terminal gets no control characters of it: a model could say what moves the cursor, sets the
+    title or pastes.
+    """
+    sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def thought(text: str) -> None:
+    """A piece of what a model thinks: dim, and for a person alone."""
+    if err.is_terminal:
+        err.print(text.translate(_CONTROLS), style="dim", end="", markup=False, soft_wrap=True)
 
 
 def note(text: str) -> None:
@@ -101,7 +96,7 @@ def failure(error: LLMError) -> int:
         err.print(f"[dim]Its whole output: {escape(str(error.log_path))}[/dim]", soft_wrap=True)
     if error.hint:
         err.print(f"[bold]→[/bold] {escape(error.hint)}", soft_wrap=True)
-    return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
+    return exit_codes.of(error)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar
 
 from runtime.contracts import LLMStreamEvent
 from runtime.errors import EngineNotRunningError
+from runtime.inference.stream import ThoughtDelta
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -124,6 +125,23 @@ class Form(Generic[Item]):
     whole: Callable[[LLMResponse], Item | None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThoughtEvent(LLMStreamEvent):
+    """A delta of what the model thinks, not of its answer.
+
+    Attributes:
+        thought: The piece.
+    """
+
+    thought: str
+
+
+def _thinking_event(delta: LLMDelta) -> LLMStreamEvent | None:
+    if isinstance(delta, ThoughtDelta):
+        return ThoughtEvent(kind="delta", thought=delta.thought)
+    return _delta_event(delta)
+
+
 def _delta_event(delta: LLMDelta) -> LLMStreamEvent | None:
     if delta.text_delta is None:
         return None
@@ -137,8 +155,13 @@ def _completed_event(response: LLMResponse) -> LLMStreamEvent:
 EVENTS: Final = Form(piece=_delta_event, whole=_completed_event)
 """A chat's: a delta for each piece of text, then the completed one."""
 
-DELTAS: Final[Form[LLMDelta]] = Form(piece=lambda delta: delta, whole=lambda _: None)
-"""A request's: every piece as it is."""
+THINKING: Final = Form(piece=_thinking_event, whole=_completed_event)
+"""A chat's with the thoughts as they come."""
+
+DELTAS: Final[Form[LLMDelta]] = Form(
+    piece=lambda delta: None if isinstance(delta, ThoughtDelta) else delta, whole=lambda _: None
+)
+"""A request's: every piece of the answer as it is."""
 
 
 def pieces(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Self, TypeVar, overload
 import anyio
 
 from runtime.client._core import ClientCore
-from runtime.client._stream import DELTAS, EVENTS, AsyncAnswerStream, async_pieces
+from runtime.client._stream import DELTAS, EVENTS, THINKING, AsyncAnswerStream, async_pieces
 from runtime.inference import embeddings, structured
 from runtime.inference.async_transport import AsyncWire, Performance, Threads, locate
 from runtime.inference.failures import client_closed
@@ -176,6 +176,16 @@ class AsyncLlamaClient(ClientCore):
         sent = await self._sent_name(model or self._settings.embedding_model)
         wanted = self._embedding(self._source, checked, sent, truncate=truncate)
         return await self._run(self._source, wanted)
+
+    def stream_thinking(
+        self,
+        messages: Sequence[LLMMessage] | str,
+        *,
+        model: str | None = None,
+        params: LLMChatParams | None = None,
+    ) -> AsyncAnswerStream[LLMStreamEvent]:
+        """Answer piece by piece; see :meth:`runtime.LlamaClient.stream_thinking`."""
+        return self._stream(self._chat_wish(messages, model, params), THINKING)
 
     async def healthcheck(self) -> BackendStatus:
         """Whether a request sent now would be served; never raises."""

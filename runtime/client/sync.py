@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, Self, TypeVar, overload
 
 from runtime.client._core import ClientCore
-from runtime.client._stream import DELTAS, EVENTS, AnswerStream, pieces
+from runtime.client._stream import DELTAS, EVENTS, THINKING, AnswerStream, pieces
 from runtime.inference import embeddings, structured
 from runtime.inference.transport import Wire, iterate, run
 
@@ -181,6 +181,22 @@ class LlamaClient(ClientCore):
         name = model or self._settings.embedding_model
         sent = self._source.resolve(name) if name is not None else None
         return self._run(self._embedding(self._source, checked, sent, truncate=truncate))
+
+    def stream_thinking(
+        self,
+        messages: Sequence[LLMMessage] | str,
+        *,
+        model: str | None = None,
+        params: LLMChatParams | None = None,
+    ) -> AnswerStream[LLMStreamEvent]:
+        """Answer piece by piece as :meth:`stream_chat`, and tell the thoughts as they come.
+
+        A piece of a thought is a :class:`runtime.ThoughtEvent`, whose ``delta_text`` is None.
+
+        Raises:
+            LLMError: As for :meth:`stream_chat`.
+        """
+        return self._stream(self._chat_wish(messages, model, params), THINKING)
 
     def healthcheck(self) -> BackendStatus:
         """Whether a request sent now would be served; never raises."""

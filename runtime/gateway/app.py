@@ -16,20 +16,22 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from runtime.errors import LLMError, LLMInvalidRequestError
-from runtime.gateway import openai
+from runtime.gateway import anthropic, openai, page
 from runtime.gateway.health import health_of
 from runtime.gateway.http import ClientGoneError, Reply, TooLargeError, read_object, while_connected
+from runtime.gateway.kept import KeptResponses
+from runtime.gateway.responses import Responses
 from runtime.gateway.statuses import headers_of, is_fault
 from runtime.gateway.traffic import Traffic
 from runtime.inference.async_transport import Threads
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from runtime.gateway.dialect import Call, Dialect
+    from runtime.gateway.dialect import Call, CountingDialect, Dialect
     from runtime.gateway.models import Models, Standing
     from runtime.gateway.served import ServedModel
 
@@ -47,6 +49,9 @@ def create_app(models: Models, *, address: str | None = None) -> Starlette:
     traffic = Traffic()
     gateway = _Gateway(models, traffic, address)
     answers = partial(Answering, models, traffic)
+    counts = partial(Counting, models, traffic)
+    responses = Responses()
+    kept = KeptResponses(responses)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:
@@ -56,10 +61,18 @@ def create_app(models: Models, *, address: str | None = None) -> Starlette:
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", answers(openai), methods=["POST"]),
+            Route("/v1/responses", answers(responses), methods=["POST"]),
+            Route("/v1/responses/input_tokens", counts(responses), methods=["POST"]),
+            Route("/v1/responses/{response_id}", kept.get, methods=["GET"]),
+            Route("/v1/responses/{response_id}", kept.delete, methods=["DELETE"]),
+            Route("/v1/messages", answers(anthropic), methods=["POST"]),
+            Route("/v1/messages/count_tokens", counts(anthropic), methods=["POST"]),
             Route("/v1/models", gateway.list_models, methods=["GET"]),
             Route("/v1/models/{model:path}", gateway.one_model, methods=["GET"]),
             Route("/health", gateway.health, methods=["GET"]),
             Route("/snapshot", gateway.snapshot, methods=["GET"]),
+            Route("/logs", gateway.logs, methods=["GET"]),
+            *page.routes(),
         ],
         exception_handlers={HTTPException: _refused, Exception: _defect},
         lifespan=lifespan,
@@ -93,7 +106,7 @@ class Answering:
     async def _answer(self, scope: Scope, receive: Receive, reply: Reply) -> None:
         model: str | None = None
         try:
-            call = self._dialect.request(await read_object(receive))
+            call = self._read(await read_object(receive))
             model = call.model
             async with while_connected(receive), self._models.lease(call) as served:
                 model = served.name
@@ -107,18 +120,24 @@ class Answering:
             self._note(exc, scope["path"], status, model)
             await reply.whole(status, body, headers_of(exc))
 
+    def _read(self, body: Mapping[str, object]) -> Call:
+        return self._dialect.request(body)
+
     async def _whole(self, call: Call, served: ServedModel, reply: Reply) -> None:
+        meter = self._traffic.history.meter()
         async with served.perform(call.request, emit=False) as performance:
             while await performance.advance() is not None:
                 pass
+        meter.end(performance.result)
         await reply.whole(200, self._dialect.answer(performance.result, call))
 
     async def _stream(self, call: Call, served: ServedModel, reply: Reply, path: str) -> None:
         """Write a stream; until it has begun, an error is one of the request."""
-        encoder = self._dialect.encoder(call)
+        encoder, meter = self._dialect.encoder(call), self._traffic.history.meter()
         try:
             async with served.perform(call.request, emit=True) as performance:
                 while (emitted := await performance.advance()) is not None:
+                    meter.piece()
                     piece = encoder.piece(emitted.item) if reply.status else None
                     if piece is None:
                         await reply.begin()
@@ -130,15 +149,32 @@ class Answering:
             self._note(exc, path, self._dialect.error(exc)[0], served.name)
             last = encoder.failed(exc)
         else:
-            last = encoder.end(performance.result)
+            last = b""
             if reply.status is None:
                 await reply.begin()
-                last = encoder.begin(served.name) + last
+                last = encoder.begin(served.name)
+            meter.end(performance.result)
+            last += encoder.end(performance.result)
         await reply.end(last)
 
     def _note(self, exc: LLMError, path: str, status: int, model: str | None) -> None:
         if is_fault(exc):
             self._traffic.failed(path=path, status=status, model=model, exc=exc)
+
+
+class Counting(Answering):
+    """An endpoint that tells how long the prompt of a request is; a plain ASGI app."""
+
+    def __init__(self, models: Models, traffic: Traffic, dialect: CountingDialect) -> None:
+        super().__init__(models, traffic, dialect)
+        self._counting = dialect
+
+    def _read(self, body: Mapping[str, object]) -> Call:
+        return self._counting.count(body)
+
+    async def _whole(self, call: Call, served: ServedModel, reply: Reply) -> None:
+        tokens = await served.count_tokens(call.request)
+        await reply.whole(200, self._counting.counted(tokens))
 
 
 class _Gateway:
@@ -171,6 +207,23 @@ class _Gateway:
             next(_entry(each) for each in self._models.listed() if each.name == name)
         )
 
+    async def logs(self, request: Request) -> Response:
+        """The last ``n`` lines of a model's engine; none while it is not loaded."""
+        asked = request.query_params
+        try:
+            name = await self._models.find(asked.get("model"))
+        except LLMError as exc:
+            return _error_response(exc)
+        count = asked.get("n", "100")
+        lines = int(count) if count.isdecimal() and len(count) <= 6 else 0
+        if not lines:
+            return _error_response(
+                LLMInvalidRequestError(f"n is {count!r}.", hint="It is 1 or more.")
+            )
+        served = next(each.served for each in self._models.listed() if each.name == name)
+        server = served.server if served else None
+        return JSONResponse({"model": name, "lines": server.logs(lines) if server else []})
+
     async def snapshot(self, _: Request) -> Response:
         """Everything that is known now."""
         standings = self._models.listed()
@@ -187,6 +240,7 @@ class _Gateway:
             "address": self._address,
             "default_model": self._models.default,
             **self._traffic.counts(),
+            "history": self._traffic.history.to_dict(),
             "errors": faults,
         }
         memory = {"budget_bytes": self._models.budget_bytes, "held_bytes": held}

@@ -104,6 +104,22 @@ class Dialect(Protocol):
         ...
 
 
+class CountingDialect(Dialect, Protocol):
+    """An API that also tells how long a prompt is."""
+
+    def count(self, body: Mapping[str, object]) -> Call:
+        """What is to be counted.
+
+        Raises:
+            LLMInvalidRequestError: As of :meth:`request`.
+        """
+        ...
+
+    def counted(self, tokens: int) -> dict[str, object]:
+        """The body of the answer to that."""
+        ...
+
+
 class InvalidFieldError(LLMInvalidRequestError):
     """A field of a request's body cannot be right.
 
@@ -127,8 +143,8 @@ class Body(BaseModel):
         return {name: value for name, value in extra.items() if value is not None}
 
 
-def parsed(kind: type[B], body: Mapping[str, object]) -> B:
-    """The body of a request, checked.
+def parsed(kind: type[B], body: Mapping[str, object], *, at: str = "") -> B:
+    """The body of a request, or the part of it at ``at``, checked.
 
     Raises:
         InvalidFieldError: A field is missing or has the wrong type; names the first one.
@@ -137,9 +153,8 @@ def parsed(kind: type[B], body: Mapping[str, object]) -> B:
         return kind.model_validate(body)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
-        param = "".join(
-            f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"]
-        ).lstrip(".")
+        steps = (f"[{n}]" if isinstance(n, int) else f".{n}" for n in first["loc"])
+        param = (at + "".join(steps)).lstrip(".")
         raise InvalidFieldError(f"{param}: {first['msg']}.", param=param) from exc
 
 

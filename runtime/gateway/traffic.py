@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from runtime.contracts import Provenance
+from runtime.gateway.history import TokenHistory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,12 +46,14 @@ class Traffic:
         in_flight: Requests that are being answered.
         answered: Answers by path and status; 499 where the client went away before.
         faults: The last faults, oldest first.
+        history: Tokens of each of the last seconds.
     """
 
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.started_at = Provenance.now_iso()
         self.in_flight = 0
+        self.history = TokenHistory()
         self.answered: Counter[tuple[str, int]] = Counter()
         self.faults: deque[Fault] = deque(maxlen=_REMEMBERED)
 

@@ -34,6 +34,7 @@ from runtime.inference.effects import (
 from runtime.inference.exchange import CHAT_PATH, MAX_BODY_BYTES, broken, opened, post
 from runtime.inference.recovery import BrokeOffError, Course, DivergedError
 from runtime.inference.sse import SseDecoder
+from runtime.inference.stream import ThoughtDelta
 
 if TYPE_CHECKING:
     from runtime.contracts import LLMDelta, LLMResponse
@@ -362,6 +363,7 @@ def _stream(ask: _Ask, answer: Answer, endpoint: Endpoint) -> Flow[None]:
     interrupted = course.interrupted
     moving = False
     decoder = SseDecoder()
+    thought_size = 0
     while not answer.done:
         phase: Phase = "stall" if moving else "first_token"
         try:
@@ -393,6 +395,12 @@ def _stream(ask: _Ask, answer: Answer, endpoint: Endpoint) -> Flow[None]:
                     interrupted = False
                     course.goes_on(clock.now)
                 continue
+            if thought := answer.take_thought():
+                thought_size += len(thought)
+                new_size = thought_size - course.thought_size
+                if new_size > 0:  # else it came before the answer broke off
+                    course.thought_size = thought_size
+                    yield Emit(ThoughtDelta(thought=thought[-new_size:]))
             for delta in deltas:
                 if replay is None:
                     new: LLMDelta | None = delta

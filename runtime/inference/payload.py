@@ -62,6 +62,8 @@ def body(
         made |= {"stream": True, "stream_options": {"include_usage": True}}
         if endpoint.kind in LLAMA_CPP_KINDS:
             made["return_progress"] = True  # how far the prompt is, and whether a slot has it
+            if made.get("stop"):
+                made["verbose"] = True  # the last event then says which of them came
     if wish.tools:
         if told:
             several = made.pop("parallel_tool_calls", False) is True

@@ -226,6 +226,7 @@ class Course:
             something else than it did.
         delivered: What the caller has.
         whole: Whether to ask for the whole answer at once.
+        thought_size: Characters of its thoughts that were handed out.
     """
 
     def __init__(self, *, max_retries: int, emit: bool) -> None:
@@ -234,6 +235,7 @@ class Course:
         self.continuing = False
         self.delivered = Delivered()
         self.whole = False
+        self.thought_size = 0
         self._max_retries = max_retries
         self._emit = emit
         self._tries = 0
@@ -269,6 +271,7 @@ class Course:
         """Another seed is tried: what came is of no use."""
         self._furthest = 0
         self._partial = ""
+        self.thought_size = 0
 
     def there(self, now: float) -> None:
         """The server answers, or is known to come back."""

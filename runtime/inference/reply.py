@@ -274,6 +274,8 @@ def _notes(answer: Answer, attempt: Attempt) -> dict[str, object]:
     notes["cache"] = answer.cache
     if answer.finish_reason == "length":
         notes["length_limit"] = _length_limit(answer, attempt)
+    if answer.stop_text:
+        notes["stop_text"] = answer.stop_text
     if attempt.repair:
         notes["history"] = "reordered" if attempt.repair == 1 else "flattened"
     if attempt.recovery:

@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 DONE = b"[DONE]"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThoughtDelta(LLMDelta):
+    """A piece of what the model thinks before it answers; nothing of the contract's is set.
+
+    Attributes:
+        thought: The piece.
+    """
+
+    thought: str
+
+
 @dataclass(slots=True)
 class _Call:
     """A tool call while its pieces arrive."""
@@ -45,6 +56,7 @@ class Answer:
             it and the server tells.
         prompt_s: Seconds it has been processing them, by its own clock.
         model: The model the server says answered.
+        stop_text: Which of the caller's stop texts ended it, if one did and the server tells.
     """
 
     def __init__(
@@ -66,8 +78,10 @@ class Answer:
         self.timings: dict[str, object] | None = None
         self.done = False
         self.model: str | None = None
+        self.stop_text: str | None = None
         self._text: list[str] = []
         self._reasoning: list[str] = []
+        self._thoughts_taken = 0
         self._calls: dict[int, _Call] = {}
         self._logprobs: list[object] = []
         self._usage_object: object = None
@@ -150,6 +164,12 @@ class Answer:
     def reasoning(self) -> str:
         """The thoughts so far."""
         return "".join(self._reasoning)
+
+    def take_thought(self) -> str:
+        """The thoughts that came since this was last called."""
+        fresh = self._reasoning[self._thoughts_taken :]
+        self._thoughts_taken += len(fresh)
+        return "".join(fresh)
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
@@ -279,6 +299,9 @@ class Answer:
                 self._logprobs.extend(logprobs.get("content") or ())
             if reason := choice.get("finish_reason"):
                 self.finish_reason = _text(reason)
+        match chunk.get("__verbose"):
+            case {"stop_type": "word", "stopping_word": str(stop_text)}:
+                self.stop_text = stop_text
         if isinstance(timings := chunk.get("timings"), dict):
             self.timings = timings
         if isinstance(progress := chunk.get("prompt_progress"), dict):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from runtime.contracts import ToolCall
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _CHOICES = ("auto", "required", "none")
 
 
@@ -57,7 +57,7 @@ def toolbox(tools: Iterable[object], choice: object = None) -> ToolBox | None:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise LLMInvalidRequestError(
                 f"tools[{position}] has the name {name!r}.",
-                hint="A tool's name is 1 to 64 letters, digits, '_', '-' or '.'.",
+                hint="A tool's name is 1 to 128 letters, digits, '_', '-' or '.'.",
             )
         if name in functions:
             raise LLMInvalidRequestError(f"Two tools have the name {name!r}.")

@@ -269,7 +269,7 @@ def test_tool_choice_is_passed_on(choice: str) -> None:
         ([TOOL, TOOL], {}, "Two tools have the name 'add'"),
         ([dataclasses.replace(TOOL, name="")], {}, "has the name ''"),
         ([dataclasses.replace(TOOL, name="a b")], {}, "has the name 'a b'"),
-        ([dataclasses.replace(TOOL, name="x" * 65)], {}, "has the name"),
+        ([dataclasses.replace(TOOL, name="x" * 129)], {}, "has the name"),
         ([SimpleNamespace()], {}, r"tools\[0\] has the name None"),
         ([dataclasses.replace(TOOL, input_schema={"type": "string"})], {}, "describes no object"),
         ([dataclasses.replace(TOOL, input_schema={"type": "x"})], {}, "not a valid JSON Schema"),

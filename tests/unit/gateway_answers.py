@@ -1,0 +1,86 @@
+"""Answers as the inference core gives them, whole and in pieces, for the tests of dialects."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import strategies as st
+
+from runtime.contracts import LLMDelta, LLMResponse, ToolCall, ToolCallDelta, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def response(
+    text: str = "",
+    *calls: ToolCall,
+    finish_reason: str | None = None,
+    raw: dict[str, object] | None = None,
+) -> LLMResponse:
+    """An answer of 7 tokens to a prompt of 11, of which 4 were in the cache."""
+    return LLMResponse(
+        text=text,
+        model="tiny",
+        finish_reason=finish_reason or ("tool_calls" if calls else "stop"),
+        usage=Usage(prompt_tokens=11, completion_tokens=7, total_tokens=18),
+        tool_calls=calls,
+        raw={"cache": {"reused": 4, "processed": 7}, **(raw or {})},
+    )
+
+
+def call(name: str = "add", arguments: str = '{"x": 1}', call_id: str = "call_1") -> ToolCall:
+    """A call of a tool."""
+    return ToolCall(name=name, arguments_json=arguments, call_id=call_id)
+
+
+def pieces(whole: LLMResponse, cuts: Sequence[int] = (3,)) -> list[LLMDelta]:
+    """The pieces of an answer, each as long as ``cuts`` say in turn."""
+    made = [LLMDelta(text_delta=piece) for piece in _cut(whole.text, cuts)]
+    for each in whole.tool_calls:
+        first = ToolCallDelta(call_id=each.call_id, name=each.name)
+        made.append(LLMDelta(tool_call_delta=first))
+        made += [
+            LLMDelta(tool_call_delta=ToolCallDelta(call_id=each.call_id, arguments_json_delta=more))
+            for more in _cut(each.arguments_json, cuts)
+        ]
+    usage = whole.usage
+    assert not isinstance(usage, dict)
+    return [*made, LLMDelta(usage_delta=usage)]
+
+
+def _cut(text: str, cuts: Sequence[int]) -> list[str]:
+    made: list[str] = []
+    at = 0
+    while at < len(text):
+        length = cuts[len(made) % len(cuts)]
+        made.append(text[at : at + length])
+        at += length
+    return made
+
+
+def events(data: bytes) -> list[Mapping[str, Any]]:
+    """Server-sent events; each is named as its type is."""
+    found = []
+    for block in data.decode().split("\n\n")[:-1]:
+        name, _, body = block.partition("\n")
+        event = json.loads(body.removeprefix("data: "))
+        assert name == f"event: {event['type']}"
+        found.append(event)
+    return found
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> LLMResponse:
+    """Any answer with text, calls or both."""
+    text = draw(st.text(max_size=20))
+    arguments = st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5))
+    made = [
+        call(arguments=json.dumps(given), call_id=f"call_{number}")
+        for number, given in enumerate(draw(st.lists(arguments, max_size=3)))
+    ]
+    return response(text, *made)
+
+
+CUTS = st.lists(st.integers(min_value=1, max_value=9), min_size=1, max_size=4)
