@@ -7,7 +7,7 @@ says whether it is here, what it can do, how it is started, and how to read what
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from runtime.engines.thinking import Thinking
 
 EngineKind = Literal["xllamacpp", "llama-server", "llama-cpp-python"]
+INSPECTION_TIMEOUT_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,10 +184,13 @@ class Engine(Protocol):
     health_path: str
     """Answers 200 when the engine is ready."""
 
-    def inspect(self, *, devices: bool = False) -> EngineInfo:
+    def inspect(
+        self, *, devices: bool = False, timeout_s: float = INSPECTION_TIMEOUT_S
+    ) -> EngineInfo:
         """Look whether the engine is here.
 
-        With ``devices``, also ask it for its devices, which starts a short-lived child.
+        With ``devices``, also ask it for its devices, which starts a short-lived child. No child is
+        waited for any longer than ``timeout_s``.
         """
         ...
 

@@ -84,8 +84,22 @@ def choose(
     """
     found = list(candidates if candidates is not None else engines(config))
     if config.engine != "auto":
-        engine = next(e for e in found if e.kind == config.engine)
-        info = engine.inspect(devices=gpu_present or gpu_asked_for(config))
+        found = [engine for engine in found if engine.kind == config.engine]
+    ask_devices = gpu_present or gpu_asked_for(config)
+    looked = [(engine, engine.inspect(devices=ask_devices)) for engine in found]
+    return pick(config, looked, gpu_present=gpu_present)
+
+
+def pick(
+    config: ServerConfig, looked: Sequence[tuple[Engine, EngineInfo]], *, gpu_present: bool
+) -> Choice:
+    """As :func:`choose`, of engines that have been looked at.
+
+    Raises:
+        EngineNotInstalledError: As :func:`choose`.
+    """
+    if config.engine != "auto":
+        engine, info = next(pair for pair in looked if pair[0].kind == config.engine)
         if not info.installed:
             raise EngineNotInstalledError(
                 f"The engine {engine.kind} cannot be used: {info.problem}.",
@@ -94,9 +108,7 @@ def choose(
             )
         return Choice(engine=engine, info=info, why=f"the configuration names {engine.kind}")
     if config.engine_path:
-        found.sort(key=lambda engine: engine.kind != "llama-server")
-    ask_devices = gpu_present or gpu_asked_for(config)
-    looked = [(engine, engine.inspect(devices=ask_devices)) for engine in found]
+        looked = sorted(looked, key=lambda pair: pair[0].kind != "llama-server")
     usable = [(engine, info) for engine, info in looked if info.installed]
     if not usable:
         raise EngineNotInstalledError(

@@ -5,22 +5,27 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from runtime.engines.base import INSPECTION_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 # Variables that turn an engine into something else (a router child, a downloader) behind our back.
 _FOREIGN_PREFIXES = ("LLAMA_", "AIP_", "GGML_RPC_")
-INSPECTION_TIMEOUT_S = 30.0
+
+
+def is_foreign(name: str) -> bool:
+    """Whether an environment variable is kept from engines."""
+    return name.startswith(_FOREIGN_PREFIXES)
 
 
 def clean_environment(added: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment for an engine: ours, without what would steer it unseen, plus ``added``."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN_PREFIXES)
-    }
+    kept = {name: value for name, value in os.environ.items() if not is_foreign(name)}
     return {**kept, **(added or {})}
 
 
@@ -38,26 +43,40 @@ class Answer:
 
 
 def ask(argv: Sequence[str], *, timeout_s: float = INSPECTION_TIMEOUT_S) -> Answer:
-    """Run ``argv`` to its end and read what it prints."""
+    """Run ``argv`` to its end and read what it prints; nothing of it outlives ``timeout_s``."""
     try:
-        done = subprocess.run(
+        child = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=clean_environment(),
-            timeout=timeout_s,
-            check=False,
+            start_new_session=True,  # what a script starts is ended with it
         )
-    except subprocess.TimeoutExpired:
-        return Answer(output="", problem=f"it did not answer within {timeout_s:.0f} s")
     except OSError as exc:
         return Answer(output="", problem=f"it cannot be run: {exc.strerror or exc}")
-    output = done.stdout.decode("utf-8", "replace")
-    if done.returncode == 0:
+    with child:
+        try:
+            printed, _ = child.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            _end_group(child)
+            child.communicate()
+            return Answer(output="", problem=f"it did not answer within {timeout_s:.0f} s")
+        except BaseException:  # Ctrl-C
+            _end_group(child)
+            raise
+    output = printed.decode("utf-8", "replace")
+    if child.returncode == 0:
         return Answer(output=output, problem=None)
     last = next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "")
-    return Answer(output=output, problem=_ended(done.returncode) + (f": {last}" if last else ""))
+    return Answer(output=output, problem=_ended(child.returncode) + (f": {last}" if last else ""))
+
+
+def _end_group(child: subprocess.Popen[bytes]) -> None:
+    if sys.platform == "win32":
+        child.kill()
+    else:
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def _ended(returncode: int) -> str:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.engines.base import Device, EngineInfo
+from runtime.engines.base import INSPECTION_TIMEOUT_S, Device, EngineInfo
 from runtime.engines.commands import llama_cpp_python_command, nonce_name
 from runtime.engines.inspection import ask
 from runtime.engines.output import read_log_line
@@ -40,7 +40,9 @@ class LlamaCppPythonEngine:
     kind: EngineKind = "llama-cpp-python"
     health_path = "/v1/models"
 
-    def inspect(self, *, devices: bool = False) -> EngineInfo:
+    def inspect(
+        self, *, devices: bool = False, timeout_s: float = INSPECTION_TIMEOUT_S
+    ) -> EngineInfo:
         """Look whether package and server are here; with ``devices``, import it in a child."""
         spec = importlib.util.find_spec("llama_cpp")
         missing = [name for name in _SERVER_PACKAGES if importlib.util.find_spec(name) is None]
@@ -57,7 +59,7 @@ class LlamaCppPythonEngine:
         problem = None
         version = importlib.metadata.version("llama-cpp-python")
         if devices:
-            answer = ask([sys.executable, "-P", "-c", _QUESTION])
+            answer = ask([sys.executable, "-P", "-c", _QUESTION], timeout_s=timeout_s)
             problem = answer.problem
             listed = (Device(name="CPU", kind="cpu"),)
             if "gpu True" in answer.output:

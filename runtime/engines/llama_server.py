@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.engines.base import EngineInfo
+from runtime.engines.base import INSPECTION_TIMEOUT_S, EngineInfo
 from runtime.engines.commands import llama_server_command
 from runtime.engines.inspection import ask
 from runtime.engines.output import help_flags, listed_devices, read_log_line
@@ -44,7 +44,7 @@ class LlamaServerEngine:
         found = shutil.which(self._named or "llama-server")
         return Path(found) if found else None
 
-    def _build(self, binary: Path) -> _Build:
+    def _build(self, binary: Path, timeout_s: float = INSPECTION_TIMEOUT_S) -> _Build:
         """Version and flags of the binary, asked once for each file."""
         memo = Memo("llama-server")
         identity = file_identity(binary)
@@ -52,10 +52,10 @@ class LlamaServerEngine:
             flags = known.get("flags")
             if isinstance(flags, list):
                 return _Build(str(known.get("version")), frozenset(map(str, flags)), None)
-        version = ask([str(binary), "--version"])
+        version = ask([str(binary), "--version"], timeout_s=timeout_s)
         if version.problem:
             return _Build(None, frozenset(), version.problem)
-        text = ask([str(binary), "--help"])
+        text = ask([str(binary), "--help"], timeout_s=timeout_s)
         flags = help_flags(text.output)
         if "--model" not in flags:
             problem = text.problem or "its --help does not list --model: it is no llama-server"
@@ -65,7 +65,9 @@ class LlamaServerEngine:
         memo.put(identity, {"version": number, "flags": sorted(flags)})
         return _Build(number, flags, None)
 
-    def inspect(self, *, devices: bool = False) -> EngineInfo:
+    def inspect(
+        self, *, devices: bool = False, timeout_s: float = INSPECTION_TIMEOUT_S
+    ) -> EngineInfo:
         """Look for the binary and ask it for its version; with ``devices`` for those too."""
         binary = self._binary()
         if binary is None:
@@ -77,10 +79,11 @@ class LlamaServerEngine:
                 else "there is no llama-server on PATH",
                 install_hint=_INSTALL,
             )
-        build = self._build(binary)
+        build = self._build(binary, timeout_s)
         listed: tuple[Device, ...] = ()
         if devices and not build.problem and "--list-devices" in build.flags:
-            listed = listed_devices(ask([str(binary), "--list-devices"]).output)
+            answer = ask([str(binary), "--list-devices"], timeout_s=timeout_s)
+            listed = listed_devices(answer.output)
         return EngineInfo(
             kind=self.kind,
             installed=build.problem is None,

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.engines.base import EngineInfo
+from runtime.engines.base import INSPECTION_TIMEOUT_S, EngineInfo
 from runtime.engines.commands import xllamacpp_command
 from runtime.engines.inspection import ask
 from runtime.engines.output import HOST_MARK, devices_from, read_host_line
@@ -27,7 +27,9 @@ class XllamacppEngine:
     kind: EngineKind = "xllamacpp"
     health_path = "/health"
 
-    def inspect(self, *, devices: bool = False) -> EngineInfo:
+    def inspect(
+        self, *, devices: bool = False, timeout_s: float = INSPECTION_TIMEOUT_S
+    ) -> EngineInfo:
         """Look whether the package is here; with ``devices``, import it in a child and ask."""
         spec = importlib.util.find_spec("xllamacpp")
         if spec is None or not spec.submodule_search_locations:
@@ -43,7 +45,7 @@ class XllamacppEngine:
             return EngineInfo(
                 kind=self.kind, installed=True, path=path, version=version, install_hint=_INSTALL
             )
-        answer = ask([sys.executable, "-P", str(_HOST), "--describe"])
+        answer = ask([sys.executable, "-P", str(_HOST), "--describe"], timeout_s=timeout_s)
         facts = next(
             (
                 json.loads(line.removeprefix(HOST_MARK))

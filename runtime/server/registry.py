@@ -131,6 +131,19 @@ def running() -> tuple[ServerRecord, ...]:
     return tuple(sorted(found, key=lambda record: record.started_at or ""))
 
 
+def survey() -> Iterator[tuple[Path, ServerRecord | None, int | None]]:
+    """The records as they lie there; nothing is ended or removed.
+
+    Yields:
+        A record's file, what it says (None when it cannot be read), and, where its owner is dead,
+        the process id of an engine that is proven to be its leftover.
+    """
+    for path, record in _all():
+        pid = record.engine_pid if record is not None and not record.owner_lives else None
+        orphan = record is not None and pid is not None and _is_engine_of(record, pid)
+        yield path, record, pid if orphan else None
+
+
 def reap_leftovers() -> tuple[int, ...]:
     """End engines that owners left behind when they died; returns their process ids.
 
@@ -140,11 +153,10 @@ def reap_leftovers() -> tuple[int, ...]:
     less certain is let live. Files of dead owners and unreadable ones are removed.
     """
     reaped = []
-    for path, record in _all():
+    for path, record, pid in survey():
         if record is not None and record.owner_lives:
             continue
-        pid = record.engine_pid if record is not None else None
-        if record is not None and pid is not None and _is_engine_of(record, pid):
+        if pid is not None:
             with contextlib.suppress(psutil.Error):
                 psutil.Process(pid).kill()  # compares the time of creation once more
                 reaped.append(pid)

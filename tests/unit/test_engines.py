@@ -186,7 +186,7 @@ class Stub:
             install_hint=f"install {kind}",
         )
 
-    def inspect(self, *, devices: bool = False) -> EngineInfo:
+    def inspect(self, *, devices: bool = False, timeout_s: float = 30.0) -> EngineInfo:
         return self.info if devices else replace(self.info, devices=())
 
     def command(self, spec: LaunchSpec) -> EngineCommand:
