@@ -16,6 +16,7 @@ import uvicorn
 from runtime.contracts import Provenance
 from runtime.errors import EngineStartError, StorageError
 from runtime.gateway.app import create_app
+from runtime.gateway.connection import CorkedProtocol
 from runtime.server import registry
 from runtime.server.plan import refuse_taken_port
 
@@ -103,6 +104,7 @@ async def _run(
     server = _Server(
         uvicorn.Config(
             guard(app) if guard else app,
+            http=CorkedProtocol,
             ws="none",
             proxy_headers=False,
             lifespan="on",
