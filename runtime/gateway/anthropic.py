@@ -388,6 +388,8 @@ class Encoder:
     See :class:`runtime.gateway.dialect.Encoder`.
     """
 
+    alive = b'event: ping\ndata: {"type": "ping"}\n\n'
+
     def __init__(self, call: Call) -> None:
         self._call = call
         self._blocks = 0
@@ -397,7 +399,7 @@ class Encoder:
         """What comes before the first piece; how long the prompt is, is not known yet."""
         usage = {"input_tokens": 0, "output_tokens": 0}
         message = {**_envelope(self._call, model), "usage": usage}
-        return _event("message_start", message=message) + _event("ping")
+        return _event("message_start", message=message) + self.alive
 
     def piece(self, delta: LLMDelta) -> bytes:
         """A piece of the answer."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from runtime.errors import LLMRateLimitError
 from runtime.gateway import openai
 from runtime.gateway import responses_items as parts
+from runtime.gateway.dialect import COMMENT
 from runtime.inference.stream import ThoughtDelta
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class _OpenCall:
 
 class Encoder:
     """One answer as a stream of events; see :class:`runtime.gateway.dialect.Encoder`."""
+
+    alive = COMMENT
 
     def __init__(
         self, base: Mapping[str, object], done: Callable[[Item, LLMResponse], None]
