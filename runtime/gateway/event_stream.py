@@ -67,7 +67,8 @@ class EventStream:
     async def piece(self, delta: LLMDelta) -> None:
         """Send a piece of the answer."""
         self._moved = True
-        await self._begin()
+        if self._beat is not None or not self.begun:
+            await self._begin()
         await self._reply.piece(self._encoder.piece(delta))
 
     async def end(self, response: LLMResponse) -> None:
