@@ -235,7 +235,7 @@ def _texts(content: object, at: str) -> list[str]:
 
 
 def _unfit(kind: object, role: str | None, at: str) -> InvalidFieldError:
-    if kind in {"text", "thinking", "tool_use", "tool_result"}:
+    if str(kind) in {"text", "thinking", "tool_use", "tool_result"}:
         where = f"a message of the {role}" if role else "this place"
         return unfit(at, f"a block of type {kind!r} does not belong into {where}.")
     return unfit(
