@@ -58,6 +58,7 @@ WRAPS: list[Callable[[Any], Any]] = [
     lambda value: [value],
     lambda value: [{"role": "user", "content": value}],
     lambda value: [{"role": "user", "content": [value]}],
+    lambda value: [{"role": "user", "content": [{"type": value}]}],
     lambda value: [{"role": "assistant", "content": [{"type": "tool_use", "input": value}]}],
     lambda value: [{"role": "user", "content": [{"type": "tool_result", "content": value}]}],
     lambda value: [{"type": value, "call_id": "c", "name": "n", "arguments": "{}"}],
