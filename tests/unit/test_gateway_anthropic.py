@@ -233,6 +233,7 @@ def said(*blocks: dict[str, Any], role: str = "user") -> dict[str, object]:
         ({"messages": [{"role": "user", "content": ["a"]}]}, "messages[0].content[0]"),
         (said({"type": "text", "text": "a"}, IMAGE), "messages[0].content[1].type"),
         (said({"type": "document"}), "messages[0].content[0].type"),
+        (said({"type": []}), "messages[0].content[0].type"),
         (said({"type": "text"}), "messages[0].content[0].text"),
         (said(USE), "messages[0].content[0]"),
         (said(RESULT | {"content": [IMAGE]}), "messages[0].content[0].content[0].type"),

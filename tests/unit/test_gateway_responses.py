@@ -219,6 +219,10 @@ def test_what_only_steers_the_service_is_tolerated() -> None:
             {"input": [{"role": "user", "content": [{"type": "input_text"}]}]},
             "input[0].content[0].text",
         ),
+        (
+            {"input": [{"role": "user", "content": [{"type": []}]}]},
+            "input[0].content[0].type",
+        ),
         ({"input": [{"type": "web_search_call", "id": "x"}]}, "input[0].type"),
         ({"input": [{"type": "function_call", "name": "n"}]}, "input[0].call_id"),
         ({"input": [{"type": "item_reference", "id": "msg_0"}]}, "input[0].id"),
