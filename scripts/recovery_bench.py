@@ -267,7 +267,7 @@ def stop_streams(client: LlamaClient, count: int, tokens: int) -> Tally:
 
 
 def storm(
-    model: Path, count: int, threads: int, kill_every_s: float, logs: Path
+    model: Path, count: int, threads: int, kill_every_s: float, logs: Path, batch_size: int
 ) -> tuple[Tally, str]:
     """(c): ``count`` requests from ``threads`` threads, with a kill every few seconds."""
     kinds = [("cold", n) for n in range(8)] + [("warm", n) for n in range(24)]
@@ -275,7 +275,13 @@ def storm(
     process = psutil.Process()
     levels: list[tuple[int, int]] = []
     with LlamaClient(
-        str(model), ctx_size=256, parallel=8, restart=RESTARTS, threads=1, log_dir=logs
+        str(model),
+        ctx_size=256,
+        parallel=8,
+        restart=RESTARTS,
+        threads=1,
+        batch_size=batch_size,
+        log_dir=logs,
     ) as client:
         expected = [essence(client.generate(request_of(k, n, 12))) for k, n in kinds]
         killer, over = Killer(client), threading.Event()
@@ -341,6 +347,9 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=32, help="threads of (c)")
     parser.add_argument("--kill-every", type=float, default=5.0, help="seconds")
     parser.add_argument("--threads", type=int, default=None, help="of the engine")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, help="of the engine; see docs/recovery.md"
+    )
     parser.add_argument("--json", type=Path, default=None, help="also write the tallies there")
     options = parser.parse_args()
     rows: list[tuple[str, Tally]] = []
@@ -349,7 +358,12 @@ def main() -> int:
         tiny = Path(folder) / "tiny-chat.gguf"
         build_tiny_model(tiny)
         model = str(tiny) if options.model == "tiny" else options.model
-        settings: dict[str, Any] = {"ctx_size": 1024, "parallel": 4, "restart": RESTARTS}
+        settings: dict[str, Any] = {
+            "ctx_size": 1024,
+            "parallel": 4,
+            "restart": RESTARTS,
+            "batch_size": options.batch_size,
+        }
         if options.threads:
             settings["threads"] = options.threads
         began = time.monotonic()
@@ -371,7 +385,12 @@ def main() -> int:
                 show(rows, "(b) SIGSTOP", stop_streams(client, options.stops, options.tokens))
         if options.requests:
             tally, note = storm(
-                tiny, options.requests, options.at_once, options.kill_every, Path(folder)
+                tiny,
+                options.requests,
+                options.at_once,
+                options.kill_every,
+                Path(folder),
+                options.batch_size,
             )
             show(rows, "(c) requests", tally)
             print(f"{'':32}{note}")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 FAKES = Path(__file__).parent / "fakes"
+collect_ignore = ["example_project"]  # a user's project, run as one by a test
 
 # A shell's background jobs start with SIGINT ignored, those under nohup with SIGHUP, and what is
 # ignored here would be ignored in every child of these tests; a handler is not handed down.

@@ -72,7 +72,7 @@ class Gateway:
 
     def client(self, **options: Any) -> openai.OpenAI:
         """OpenAI's own client; close it."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", **options)
+        return openai.OpenAI(**{"base_url": f"{self.url}/v1", "api_key": "none", **options})
 
     def engine_pid(self, model: str | None = None) -> int:
         """The process id of a model's engine; of the default's where none is named."""

@@ -28,6 +28,9 @@ COMMANDS: Final = {
     "models": Place("runtime.cli.models", "models", "Find, fetch and look at models."),
     "engines": Place("runtime.cli.engines", "engines_", "Show which engines are here."),
     "doctor": Place("runtime.cli.doctor", "doctor", "Look at this machine, engines and files."),
+    "completion": Place(
+        "runtime.cli.completion", "completion", "Print what completes commands in your shell."
+    ),
     "help": Place("runtime.cli.help", "help_", "Show the help of a command, or of a topic."),
 }
 """Every command; each module is imported when its command is used."""
@@ -65,7 +68,15 @@ def cli(*, offline: bool, verbose: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; every failure becomes a message and an exit code."""
+    """Run the command line; every failure becomes a message and an exit code.
+
+    Raises:
+        ImportError: A package that is needed is missing or broken; ``runtime.__main__`` says which.
+    """
+    if instruction := os.environ.get("_LLAMA_RUNTIME_COMPLETE"):
+        from runtime.cli.completion import answer  # noqa: PLC0415 - for shells alone
+
+        sys.exit(answer(instruction))
     try:
         code = cli.main(prog_name="llama-runtime", standalone_mode=False)
     except click.exceptions.Exit as exc:
@@ -84,6 +95,8 @@ def main() -> None:
         if _debugging():
             raise
         code = output.failure(exc)
+    except ImportError:
+        raise
     except Exception as exc:
         from runtime.cli import output  # noqa: PLC0415
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from runtime.cli import conversation, output
 from runtime.cli.conversation import Conversation
 from runtime.cli.lazy import nearest
-from runtime.cli.model_names import model_names
+from runtime.cli.names import model_names
 from runtime.errors import LLMInvalidRequestError
 
 if TYPE_CHECKING:

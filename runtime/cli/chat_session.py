@@ -220,17 +220,16 @@ class Chat:
             return {}
         room = self.sampling.max_tokens or min(MOST_ROOM, context // 4)
         if tokens + room > context and len(asked.turns) > 1:
-            kept = self.fit == "drop_oldest"
             output.note(
                 f"The context is full: the conversation has {tokens:,} tokens, the answer should "
-                f"have room for {room:,}, one request holds {context:,}. "
-                + (
-                    "The oldest messages are left out of what is sent (/set fit error stops that)."
-                    if kept
-                    else "/set fit drop_oldest leaves the oldest messages out of what is sent."
-                )
-                + " /save FILE keeps all of it, /clear begins anew, --ctx-size gives more room."
+                f"have room for {room:,}, one request holds {context:,}."
             )
+            output.note(
+                "The oldest messages are left out of what is sent (/set fit error stops that)."
+                if self.fit == "drop_oldest"
+                else "/set fit drop_oldest leaves the oldest messages out of what is sent."
+            )
+            output.note("/clear begins anew, /save FILE keeps it, --ctx-size gives more room.")
         return {"fit": self.fit}
 
     def _shown_answer(

@@ -125,7 +125,7 @@ def save(conversation: Conversation, path: Path, *, model: str, overwrite: bool 
         Path(partial).replace(path)
     except FileExistsError as exc:
         raise LLMInvalidRequestError(
-            f"There is a file {path} already.", hint=f"`/save -f {path}` overwrites it."
+            f"{path} is a file already.", hint=f"`/save -f {path}` overwrites it."
         ) from exc
     except OSError as exc:
         raise StorageError(

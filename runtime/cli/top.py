@@ -153,10 +153,10 @@ def _running(wanted: str | None) -> str:
         if wanted is None or wanted in {record.name, record.model, str(record.owner_pid)}
     ]
     if len(meant) != 1:
-        names = ", ".join(f"{record.name} ({record.base_url})" for record in found)
+        names = ", ".join(f"{record.name} ({record.model}, {record.base_url})" for record in found)
         raise LLMInvalidRequestError(
             f"No gateway is called {wanted!r}." if not meant else "More than one gateway is meant.",
-            hint=f"There is {names}.",
+            hint=f"There is: {names}.",
         )
     return str(meant[0].base_url)
 

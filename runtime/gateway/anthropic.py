@@ -18,7 +18,7 @@ from pydantic_core import from_json
 from runtime.contracts import LLMRequest, ToolCall, ToolSpec, Usage
 from runtime.errors import ContextOverflowError
 from runtime.gateway.content import parts, text_of, unfit
-from runtime.gateway.dialect import Body, Call, Turn, keep_alive, parsed
+from runtime.gateway.dialect import Body, Call, Turn, keep_alive, parsed, tools_or_format
 from runtime.gateway.statuses import status_of
 from runtime.inference.request_limits import check_nesting
 
@@ -151,14 +151,15 @@ def _call(asked: _Counted) -> Call:
         options["stop"] = asked.stop_sequences
     _take_choice(options, asked.tool_choice)
     _take_thinking(options, asked.thinking)
+    offered, schema = tools_or_format(tools, _schema(asked), options.get("tool_choice"))
     return Call(
         model=asked.model,
         request=LLMRequest(
             messages=_conversation(asked),
             temperature=asked.temperature,
             max_tokens=asked.max_tokens,
-            tools=tools,
-            response_schema=_schema(asked),
+            tools=offered,
+            response_schema=schema,
             metadata=asked.metadata or {},
             provider_options=options,
         ),

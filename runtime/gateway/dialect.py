@@ -18,12 +18,13 @@ from runtime.contracts import LLMMessage
 from runtime.errors import LLMInvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from runtime.contracts import LLMDelta, LLMRequest, LLMResponse, ToolCall
+    from runtime.contracts import LLMDelta, LLMRequest, LLMResponse, ToolCall, ToolSpec
     from runtime.errors import LLMError
 
 B = TypeVar("B", bound=BaseModel)
+Wanted = TypeVar("Wanted")
 
 FOREVER: Final = math.inf
 """The ``keep_alive_s`` of a model that is not unloaded for want of use."""
@@ -158,6 +159,20 @@ def parsed(kind: type[B], body: Mapping[str, object], *, at: str = "") -> B:
         steps = (f"[{n}]" if isinstance(n, int) else f".{n}" for n in first["loc"])
         param = (at + "".join(steps)).lstrip(".")
         raise InvalidFieldError(f"{param}: {first['msg']}.", param=param) from exc
+
+
+def tools_or_format(
+    tools: Sequence[ToolSpec], form: Wanted | None, choice: object
+) -> tuple[Sequence[ToolSpec], Wanted | None]:
+    """Tools and the format of the text, of which the core takes one alone, where one says nothing.
+
+    A format holds for text: there is none where a call is due. Tools that may not be called are as
+    good as none. What both may come to is left as it is, for the core to refuse.
+    """
+    if choice == "none" and form is not None:
+        return (), form
+    due = bool(tools) and choice not in (None, "auto", "none")
+    return tools, None if due else form
 
 
 def keep_alive(value: object) -> float | None:

@@ -19,6 +19,7 @@ from runtime.gateway.dialect import (
     Turn,
     keep_alive,
     parsed,
+    tools_or_format,
 )
 from runtime.gateway.openai_errors import error
 from runtime.gateway.openai_parts import GAP, around_gap, event, new_id, notes_of, usage
@@ -115,12 +116,17 @@ def request(body: Mapping[str, object]) -> Call:
         options["logprobs"] = True
     # As OpenAI has it: an answer that was cut off says so by its finish_reason.
     options.setdefault("on_truncation", "keep")
+    tools, response_format = tools_or_format(
+        [_tool(tool) for tool in chat.tools or ()],
+        chat.response_format,
+        options.get("tool_choice"),
+    )
     wanted = LLMRequest(
         messages=[message(position, each) for position, each in enumerate(chat.messages)],
         temperature=chat.temperature,
         max_tokens=next(iter(bounds), None),
-        tools=[_tool(tool) for tool in chat.tools or ()],
-        response_format=chat.response_format,
+        tools=tools,
+        response_format=response_format,
         provider_options=options,
     )
     streamed = chat.stream_options

@@ -18,7 +18,15 @@ from runtime.gateway import responses_items as parts
 from runtime.gateway.content import parts as content_parts
 from runtime.gateway.content import text_of, unfit
 from runtime.gateway.conversations import Conversations, Kept
-from runtime.gateway.dialect import Body, Call, InvalidFieldError, Turn, keep_alive, parsed
+from runtime.gateway.dialect import (
+    Body,
+    Call,
+    InvalidFieldError,
+    Turn,
+    keep_alive,
+    parsed,
+    tools_or_format,
+)
 from runtime.gateway.responses_stream import Encoder
 
 if TYPE_CHECKING:
@@ -160,6 +168,9 @@ class Responses:
             options.setdefault("chat_template_kwargs", {"enable_thinking": False})
         said = self._said(asked)
         tools = [_tool(tool, f"tools[{at}]") for at, tool in enumerate(asked.tools or ())]
+        offered, response_format = tools_or_format(
+            _chosen(tools, asked.tool_choice, options), _format(asked), options.get("tool_choice")
+        )
         told: list[LLMMessage] = (
             [Turn(role="system", content=asked.instructions)] if asked.instructions else []
         )
@@ -169,8 +180,8 @@ class Responses:
                 messages=[*told, *said],
                 temperature=asked.temperature,
                 max_tokens=asked.max_output_tokens,
-                tools=_chosen(tools, asked.tool_choice, options),
-                response_format=_format(asked),
+                tools=offered,
+                response_format=response_format,
                 metadata=dict(asked.metadata or {}),
                 provider_options=options,
             ),

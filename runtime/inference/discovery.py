@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from runtime.inference.effects import Flow, HttpHead
 
 _PROBE = schema.check({"const": "x"}, what="probe")
+_SAID = [{"role": "user", "content": "."}]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +156,7 @@ def _takes_llguidance(endpoint: Endpoint, clock: Clock) -> Flow[bool]:
     enforced = schema.enforcement(_PROBE, EngineCapabilities(llguidance=True))
     body = {
         "model": endpoint.model,
-        "messages": [{"role": "user", "content": "."}],
+        "messages": _SAID,
         "max_tokens": 1,
         "seed": 0,
         **enforced.fields,
@@ -182,6 +183,11 @@ def _thinking(endpoint: Endpoint, template: object, clock: Clock) -> Flow[Thinki
         case {"choices": [{"message": message}, *_]}:
             return replace(found, separated=is_separated(message))
     return found
+
+
+def is_trial(body: object) -> bool:
+    """Whether a chat request's body is of this module's making, and not of its callers' wishes."""
+    return isinstance(body, dict) and body.get("messages") == _SAID and "grammar" in body
 
 
 def _get(

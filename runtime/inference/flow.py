@@ -241,7 +241,7 @@ def _unbroken(ask: _Ask, asked: Wish, seed: int) -> Flow[_Got]:
             course.whole = True
             course.resends += 1
         except DivergedError:
-            course.continuing = True
+            continue
         except BrokeOffError as exc:
             pause_s = course.broke_off(answer, exc, clock.now)
             if pause_s is None:
@@ -292,7 +292,8 @@ def _attempt(ask: _Ask, asked: Wish, answer: Answer, seed: int) -> Flow[_Got]:
             yield from _whole(head, clock, answer, asked, emit=emit)
             course.goes_on(clock.now)
     except DivergedError:
-        if course.continuing or answer.reasoning or not follow_ups.can_go_on(asked, endpoint):
+        can_continue = not answer.reasoning and follow_ups.can_go_on(asked, endpoint)
+        if not course.diverged(can_continue=can_continue):
             raise failures.diverged(partial_text=course.partial) from None
         raise
     except ExpiredError as exc:

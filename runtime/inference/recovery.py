@@ -3,7 +3,10 @@
 The engine's answers are the same to the last bit when prompt and seed are, sampling included. So an
 answer that broke is asked for again as it was, what the caller has is compared with what comes and
 left out, and what goes beyond it is handed on: no character twice, none missing. Where the two
-differ (another build, a GPU), plain text is continued from what the caller has, and marked.
+differ, it is asked for once more: the prompt is in the engine's cache then, as it may have been the
+first time, and in large batches a prompt is computed a little differently from single tokens. Where
+they differ again (another build, a GPU), plain text is continued from what the caller has, and
+marked.
 """
 
 from __future__ import annotations
@@ -236,6 +239,7 @@ class Course:
         self.delivered = Delivered()
         self.whole = False
         self.thought_size = 0
+        self._looked_again = False
         self._max_retries = max_retries
         self._emit = emit
         self._tries = 0
@@ -273,6 +277,15 @@ class Course:
         self._partial = ""
         self.thought_size = 0
 
+    def diverged(self, *, can_continue: bool) -> bool:
+        """Take down that another answer comes; whether there is still a way on."""
+        if self._looked_again and not can_continue:
+            return False
+        self.continuing = self._looked_again
+        self._looked_again = True
+        self.resends += 1
+        return True
+
     def there(self, now: float) -> None:
         """The server answers, or is known to come back."""
         self._there_s = now
@@ -299,6 +312,7 @@ class Course:
         if self._emit and came.size >= self.delivered.size:
             self.delivered = replace(came, usage=came.usage or self.delivered.usage)
         if exc.reached:
+            self._looked_again = False
             if self._open is None:
                 why = str(exc.error.args[0])
                 self._open = _Open(since=now, size=answer.size, tokens=answer.tokens, why=why)

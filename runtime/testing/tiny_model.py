@@ -62,7 +62,7 @@ class TinyShape:
     feed_forward_length: int = 128
     context: int | None = None
     vocabulary: int | None = None
-    tensor_type: TensorType = "f16"
+    tensor_type: TensorType = "q8_0"
 
 
 def build_tiny_model(
@@ -117,7 +117,7 @@ class GgufDraft:
         except ImportError as exc:
             raise LLMCapabilityError(
                 f"Building a model needs the package {exc.name}, which is not installed.",
-                hint="pip install gguf",
+                hint="pip install 'llama-runtime[testing]'",
             ) from exc
         self.np = np
         self.shape = shape

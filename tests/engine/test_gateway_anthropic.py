@@ -9,13 +9,14 @@ import anthropic
 import pytest
 from pydantic import BaseModel
 
-from runtime.testing.tiny_model import build_tiny_model
-from tests.gateways import Gateway, serving
+from tests.engine.conftest import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from anthropic.types import MessageParam, ToolParam
+
+    from tests.gateways import Gateway
 
 pytestmark = [pytest.mark.engine, pytest.mark.process]
 
@@ -37,19 +38,9 @@ class Person(BaseModel):
     age: Literal[30, 31]
 
 
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    folder = tmp_path_factory.mktemp("gateway")
-    model = folder / f"{MODEL}.gguf"
-    build_tiny_model(model, tools=True)
-    options = ("--ctx-size", "2048", "--parallel", "2")
-    with serving(model, *options, home=folder / "home") as running:
-        yield running
-
-
 @pytest.fixture
-def claude(gateway: Gateway) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=gateway.url, api_key="none", max_retries=0) as made:
+def claude(gateway_of_tools: Gateway) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=gateway_of_tools.url, api_key=KEY, max_retries=0) as made:
         yield made
 
 
@@ -220,14 +211,24 @@ def test_errors_are_anthropics(
     assert says in body["error"]["message"]
 
 
-async def async_messages(gateway: Gateway) -> None:
+def test_the_key_is_demanded(gateway_of_tools: Gateway) -> None:
+    wrong = anthropic.Anthropic(base_url=gateway_of_tools.url, api_key="wrong", max_retries=0)
+
+    with wrong, pytest.raises(anthropic.AuthenticationError) as caught:
+        wrong.messages.create(model=MODEL, max_tokens=8, messages=HELLO)
+
+    body: Any = caught.value.body
+    assert body["error"]["type"] == "authentication_error"
+
+
+async def async_messages(gateway_of_tools: Gateway) -> None:
     asked: Any = {"model": MODEL, "max_tokens": 8, "messages": HELLO}
-    async with anthropic.AsyncAnthropic(base_url=gateway.url, api_key="none") as client:
+    async with anthropic.AsyncAnthropic(base_url=gateway_of_tools.url, api_key=KEY) as client:
         message = await client.messages.create(**asked)
         assert message.content
         async with client.messages.stream(**asked) as stream:
             assert [piece async for piece in stream.text_stream]
 
 
-def test_the_async_client_of_anthropic(gateway: Gateway) -> None:
-    asyncio.run(async_messages(gateway))
+def test_the_async_client_of_anthropic(gateway_of_tools: Gateway) -> None:
+    asyncio.run(async_messages(gateway_of_tools))

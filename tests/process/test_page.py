@@ -5,16 +5,10 @@ from __future__ import annotations
 import functools
 import http.server
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import threading
-import urllib.request
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -22,14 +16,16 @@ import psutil
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from runtime.settings import ENV_PREFIX
 from tests.conftest import FAKES, wait_until
+from tests.gateways import serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from playwright.sync_api import Browser, Page
+
+    from tests.gateways import Gateway
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -49,57 +45,11 @@ FLAGS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Gateway:
-    """A running `serve`."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-
-    def get(self, path: str, key: str = "") -> Any:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        request = urllib.request.Request(self.url + path, headers=headers)
-        with urllib.request.urlopen(request, timeout=5) as reply:
-            return json.load(reply)
-
-    def engine_pid(self) -> int:
-        (model,) = self.get("/snapshot")["models"]
-        return int(model["snapshot"]["pid"])
-
-
-@contextmanager
-def gateway_of(folder: Path, model: Path, *args: str, **env: str) -> Iterator[Gateway]:
-    """`serve` in a home of its own, ended in order."""
-    folder.mkdir()
-    err = folder / "serve.err"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
-    env = {ENV_PREFIX + name: value for name, value in env.items()}
-    settings = {f"{ENV_PREFIX}HOME": str(folder / "home"), f"{ENV_PREFIX}THREADS": "1"}
-    with err.open("wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "runtime", "serve", str(model), "--port", "0", *args],
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            start_new_session=True,
-            env={**clean, **settings, **env},
-        )
-    try:
-        wait_until("it is ready", lambda: b"Ctrl-C ends it" in err.read_bytes(), timeout_s=40)
-        found = re.search(rb"http://127\.0\.0\.1:\d+", err.read_bytes())
-        assert found
-        yield Gateway(process, found[0].decode())
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        process.wait(20)
-
-
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory, tiny_model_path: Path) -> Iterator[Gateway]:
     """A real engine with the tiny model: about a thousand tokens a second, without end."""
-    options = ("--ctx-size", "8192", "--parallel", "2", "--alias", "tiny")
-    folder = tmp_path_factory.mktemp("page") / "real"
-    with gateway_of(folder, tiny_model_path, *options) as running:
+    options = ("--ctx-size", 8192, "--parallel", 2, "--alias", "tiny")
+    with serving(tiny_model_path, *options, home=tmp_path_factory.mktemp("real")) as running:
         yield running
 
 
@@ -109,10 +59,13 @@ def locked(
 ) -> Iterator[Gateway]:
     """A gateway that asks for a key, whose engine says what it is told, slowly."""
     fake = {"FAKE": json.dumps({"story": 12, "say": [HOSTILE]})}
-    options = ("--engine", "llama-server", "--engine-path", str(fake_binary), "--alias", HOSTILE)
-    folder = tmp_path_factory.mktemp("page") / "locked"
-    with gateway_of(
-        folder, tiny_model_path, *options, API_KEY=KEY, ENV=json.dumps(fake)
+    options = ("--engine", "llama-server", "--engine-path", fake_binary, "--alias", HOSTILE)
+    with serving(
+        tiny_model_path,
+        *options,
+        home=tmp_path_factory.mktemp("locked"),
+        LLAMA_RUNTIME_API_KEY=KEY,
+        LLAMA_RUNTIME_ENV=json.dumps(fake),
     ) as running:
         yield running
 
@@ -187,20 +140,20 @@ def test_a_prompt_streams_and_stop_frees_the_slot(gateway: Gateway, page: Page) 
     expect(status).to_have_text(re.compile("^16 tokens .* cut off by the limit"))
     assert len(text_of(page, "#answer")) > 20
 
-    before = gateway.get("/snapshot")["models"][0]["counters"]
+    before = gateway.get("/snapshot").body["models"][0]["counters"]
     page.fill("#max-tokens", "8000")
     page.click("#send")
     wait_until("it streams", lambda: len(text_of(page, "#answer")) > 2000)
-    assert gateway.get("/snapshot")["models"][0]["snapshot"]["slots"]["busy"] == 1
+    assert gateway.get("/snapshot").body["models"][0]["snapshot"]["slots"]["busy"] == 1
     page.click("#stop")
     expect(status).to_have_text(re.compile("stopped$"))
 
     def is_free() -> bool:
-        (model,) = gateway.get("/snapshot")["models"]
+        (model,) = gateway.get("/snapshot").body["models"]
         return bool(model["snapshot"]["slots"]["busy"] == 0 and model["queue"]["running"] == 0)
 
     wait_until("the slot is free", is_free, timeout_s=2)
-    after = gateway.get("/snapshot")["models"][0]["counters"]
+    after = gateway.get("/snapshot").body["models"][0]["counters"]
     assert after["cancelled"] == before["cancelled"] + 1
     expect(page.locator("#try-problem")).to_be_hidden()
     expect(page.locator("#send")).to_be_visible()
@@ -259,6 +212,46 @@ def test_a_screen_reader_gets_names_for_all_that_can_be_used(gateway: Gateway, p
     expect(page.get_by_role("status")).to_have_count(2)
 
 
+def test_events_are_read_however_their_bytes_are_cut(gateway: Gateway, page: Page) -> None:
+    page.goto(gateway.url)
+    read = page.evaluate(
+        """async () => {
+            const { events } = await import('/page/api.js');
+            const bytes = new TextEncoder().encode(
+                'data: naïve 🦙\\r\\n\\r\\n: kept alive\\n\\n' +
+                'event: x\\ndata: a\\r\\ndata:b\\n\\ndata: cut');
+            const got = [];
+            for (const size of [1, 2, 3, 7, bytes.length]) {
+                const stream = new ReadableStream({ start(out) {
+                    for (let at = 0; at < bytes.length; at += size)
+                        out.enqueue(bytes.slice(at, at + size));
+                    out.close();
+                } });
+                for await (const data of events(stream)) got.push(data);
+            }
+            return got;
+        }"""
+    )
+    assert read == ["naïve 🦙", "a\nb"] * 5, "what is not ended by an empty line is no event"
+
+
+def test_the_plot_keeps_the_newest_whole_and_loses_nothing(gateway: Gateway, page: Page) -> None:
+    page.goto(gateway.url)
+    made = page.evaluate(
+        """async () => {
+            const { ceiling, thinned } = await import('/page/plot.js');
+            return [thinned([1, 2, 3, 4, 5], 3), thinned([], 9), thinned([7], 0),
+                    [0, 0.2, 1, 3, 99, 101, 5000.5].map(ceiling)];
+        }"""
+    )
+    assert made == [
+        {"points": [1, 2.5, 4.5], "each": 2},
+        {"points": [], "each": 1},
+        {"points": [7], "each": 1},
+        [1, 1, 1, 5, 100, 200, 10000],
+    ]
+
+
 def test_a_killed_engine_is_seen_and_comes_back(gateway: Gateway, page: Page) -> None:
     page.goto(gateway.url)
     facts = page.locator("#models .facts")
@@ -309,13 +302,13 @@ def test_a_gateway_that_goes_away_is_missed_and_noticed_when_it_is_back(
     expect(page.locator("#away")).to_contain_text("does not answer")
     expect(page.locator("#state")).to_have_text("No answer")
     locked.process.wait(10)
-    with serving(_Back, urlsplit(locked.url).port or 0):
+    with on_a_thread(_Back, urlsplit(locked.url).port or 0):
         expect(page.locator("#state")).to_have_text("Ready", timeout=8000)
         expect(page.locator("#away")).to_be_hidden()
 
 
 @contextmanager
-def serving(handler: type[http.server.BaseHTTPRequestHandler], port: int = 0) -> Iterator[int]:
+def on_a_thread(handler: type[http.server.BaseHTTPRequestHandler], port: int = 0) -> Iterator[int]:
     """A server of the test's own, on a thread; gives its port."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
     thread = threading.Thread(target=functools.partial(server.serve_forever, 0.05))
@@ -376,12 +369,12 @@ def test_a_page_on_another_origin_reads_and_triggers_nothing(
     """The same attack is tried on a server without a guard, where it must come through."""
 
     def counts() -> Any:
-        said = gateway.get("/snapshot")
+        said = gateway.get("/snapshot").body
         counters = [model["counters"] for model in said["models"]]
         return said["gateway"]["requests"], said["gateway"]["by_status"], counters
 
     page = browser.new_page()
-    with serving(_Elsewhere) as port:
+    with on_a_thread(_Elsewhere) as port:
         before = counts()
         for host in ("127.0.0.1", "localhost"):  # of one site with the gateway, and of another
             page.goto("about:blank")
@@ -396,4 +389,4 @@ def test_a_page_on_another_origin_reads_and_triggers_nothing(
     assert seen.count("POST /v1/chat/completions") >= 6, "simple, opaque, kept, beacon, forms"
     assert seen.count("GET /snapshot") >= 4, "fetched twice, as image, as script"
     assert seen.count("GET /v1/chat/completions") >= 2, "image, event source"
-    assert gateway.get("/health")["status"] == "ready"
+    assert gateway.get("/health").body["status"] == "ready"

@@ -138,6 +138,26 @@ def test_some_of_the_tools_may_be_called() -> None:
     assert asked.request.provider_options["tool_choice"] == "required"
 
 
+@pytest.mark.parametrize(
+    ("choice", "tools", "formatted"),
+    [
+        ("required", 1, False),
+        ({"type": "function", "name": "add"}, 1, False),
+        ("none", 0, True),
+        ("auto", 1, True),
+        (None, 1, True),
+    ],
+)
+def test_a_format_holds_for_text_alone(choice: object, tools: int, formatted: bool) -> None:
+    """Instructor sends one along with the tool that must be called."""
+    form = {"format": {"type": "json_object"}}
+
+    asked = request(tools=[TOOL], tool_choice=choice, text=form).request
+
+    assert len(asked.tools) == tools
+    assert (asked.response_format is not None) is formatted
+
+
 def test_a_tool_without_parameters() -> None:
     asked = request(tools=[{"type": "function", "name": "now", "parameters": None}])
 

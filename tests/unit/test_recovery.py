@@ -263,7 +263,7 @@ def test_text_before_a_call_that_was_begun_is_another_answer() -> None:
     call = call_events(['{"key"', ': "x"}'], "a")
     engine = Engine(
         [event(piece({"content": "Hm"})), *call[:2], DIED],
-        [event(piece({"content": "Hm, well"})), *call],
+        *[[event(piece({"content": "Hm, well"})), *call]] * 2,
     )
     wish = replace(wish_of(), tools=TOOLS)
     with pytest.raises(ConnectionLostError, match="does not begin with what it had said"):
@@ -274,9 +274,21 @@ def test_text_before_a_call_that_was_begun_is_another_answer() -> None:
 # --- where the engine says something else -----------------------------------------------------
 
 
+@pytest.mark.parametrize("wish", [wish_of(), wish_of(response_schema={"type": "object"})])
+def test_a_second_replay_may_be_the_same_answer_now_that_the_prompt_is_cached(wish: Wish) -> None:
+    told, other = events_of(['{"a"', ": 1", "}"]), events_of(['{"b"', ": 1}"])
+    engine = Engine([*told[:3], DIED], other, [*told[:4], DIED], other, told)
+    reply = engine.run(wish)
+    assert engine.text == reply.text == '{"a": 1}'
+    raw: Any = reply.raw
+    assert raw["recovery"]["exact"] is True
+    assert {each["how"] for each in raw["recovery"]["interruptions"]} == {"replayed"}
+
+
 def test_plain_text_is_continued_from_what_the_caller_has_and_marked() -> None:
     story = events_of(["Once", " upon", " a", " time"])
-    engine = Engine([*story[:3], DIED], events_of(["Twice"]), events_of([" in", " spring"]))
+    other = events_of(["Twice"])
+    engine = Engine([*story[:3], DIED], other, other, events_of([" in", " spring"]))
     reply = engine.run(wish_of(max_tokens=20, temperature=0.0))
     assert engine.text == reply.text == "Once upon in spring"
     *_, last = engine.bodies
@@ -294,6 +306,7 @@ def test_what_is_continued_can_break_off_again() -> None:
     engine = Engine(
         [*events_of(["a", "b"])[:3], DIED],
         events_of(["x"]),
+        events_of(["y"]),
         [*events_of(["c", "d"])[:2], DIED],
         events_of(["e"]),
     )
@@ -305,7 +318,8 @@ def test_what_is_continued_can_break_off_again() -> None:
 
 
 def test_an_answer_that_ends_too_soon_is_another_one() -> None:
-    engine = Engine([*events_of(["a", "b"])[:3], DIED], events_of(["a"]), events_of(["c"]))
+    short = events_of(["a"])
+    engine = Engine([*events_of(["a", "b"])[:3], DIED], short, short, events_of(["c"]))
     assert engine.run().text == engine.text == "abc"
 
 
@@ -318,14 +332,15 @@ def test_an_answer_that_ends_too_soon_is_another_one() -> None:
     ],
 )
 def test_what_a_grammar_steers_is_not_continued(wish: Wish) -> None:
-    engine = Engine([*events_of(['{"a"', ": 1"])[:3], DIED], events_of(['{"b"', ": 1}"]))
+    other = events_of(['{"b"', ": 1}"])
+    engine = Engine([*events_of(['{"a"', ": 1"])[:3], DIED], other, other)
     with pytest.raises(ConnectionLostError) as caught:
         engine.run(wish)
     assert caught.value.partial_text == engine.text == '{"a": 1'
 
 
 def test_other_servers_know_no_continuing() -> None:
-    engine = Engine([*events_of(["a", "b"])[:3], DIED], events_of(["x"]))
+    engine = Engine([*events_of(["a", "b"])[:3], DIED], events_of(["x"]), events_of(["x"]))
     with pytest.raises(ConnectionLostError) as caught:
         engine.run(endpoint=replace(ENDPOINT, kind="openai"))
     assert caught.value.partial_text == "ab"

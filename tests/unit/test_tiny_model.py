@@ -130,6 +130,6 @@ def test_without_the_gguf_package_the_script_says_what_to_install(tmp_path: Path
     )
 
     assert done.returncode == 1
-    assert "pip install gguf" in done.stderr
+    assert "llama-runtime[testing]" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
