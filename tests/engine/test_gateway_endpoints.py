@@ -190,46 +190,55 @@ def test_64_clients_on_4_slots_without_an_error(gateway: Gateway) -> None:
     assert running(gateway) == 0
 
 
-def test_streams_outlive_their_engine_and_health_answers_meanwhile(gateway: Gateway) -> None:
+def test_streams_outlive_their_engine_and_health_answers_meanwhile(
+    tiny_model_path: Path, tmp_path: Path
+) -> None:
     """20 streams, 4 at work and 16 in line, when the engine is killed."""
-    begun = threading.Event()
+    options = ("--ctx-size", "2048", "--parallel", "4")
+    with (
+        serving(tiny_model_path, *options, home=tmp_path) as gateway,
+        gateway.client(max_retries=0, timeout=60) as client,
+    ):
+        begun = threading.Event()
 
-    def ask(number: int) -> str:
-        asked: Any = {"model": "tiny-chat", "messages": HELLO, "max_tokens": 400, "seed": number}
-        said = ""
-        with gateway.client(max_retries=0, timeout=60) as each:
-            stream = each.chat.completions.create(
-                **asked, stream=True, temperature=0.8, extra_body={"ignore_eos": True}
-            )
-            for chunk in stream:
+        def ask(number: int) -> str:
+            said = ""
+            for chunk in client.chat.completions.create(
+                model="tiny-chat",
+                messages=HELLO,
+                max_tokens=500,
+                seed=number,
+                temperature=0.8,
+                extra_body={"ignore_eos": True},
+                stream=True,
+            ):
                 said += chunk.choices[0].delta.content or ""
                 begun.set()
             assert chunk.choices[0].finish_reason == "length"
-        return said
+            return said
 
-    undisturbed = [ask(number) for number in range(4)]
-    begun.clear()
-    engine = gateway.engine_pid("tiny-chat")
-    with ThreadPoolExecutor(20) as pool:
-        asked = [pool.submit(ask, number % 4) for number in range(20)]
-        assert begun.wait(20)
-        os.kill(engine, signal.SIGKILL)
-        seen: set[tuple[int, str]] = set()
-        longest_s = 0.0
-        while not all(each.done() for each in asked):
-            began = time.monotonic()
-            health = gateway.get("/health")
-            longest_s = max(longest_s, time.monotonic() - began)
-            seen.add((health.status, health.body["status"]))
-        said = [each.result() for each in asked]
-    assert said == [undisturbed[number % 4] for number in range(20)]
-    assert (200, "degraded") in seen
-    assert seen <= {(200, "degraded"), (200, "ready")}
-    assert longest_s < 1
-    counters = gateway.get("/snapshot").body["models"][0]["counters"]
-    assert counters["recoveries"] > 0, "an answer was interrupted"
-    assert counters["failed"] == 0
-    assert gateway.engine_pid("tiny-chat") != engine
+        undisturbed = [ask(number) for number in range(4)]
+        begun.clear()
+        engine = gateway.engine_pid()
+        with ThreadPoolExecutor(20) as pool:
+            asked = [pool.submit(ask, number % 4) for number in range(20)]
+            assert begun.wait(20)
+            os.kill(engine, signal.SIGKILL)
+            seen: set[tuple[int, str]] = set()
+            longest_s = 0.0
+            while not all(each.done() for each in asked):
+                began = time.monotonic()
+                health = gateway.get("/health")
+                longest_s = max(longest_s, time.monotonic() - began)
+                seen.add((health.status, health.body["status"]))
+        assert [each.result() for each in asked] == [undisturbed[n % 4] for n in range(20)]
+        assert (200, "degraded") in seen
+        assert seen <= {(200, "degraded"), (200, "ready")}
+        assert longest_s < 1
+        (model,) = gateway.get("/snapshot").body["models"]
+        assert model["counters"]["recoveries"] > 0, "an answer was interrupted"
+        assert model["counters"]["failed"] == 0
+        assert model["snapshot"]["pid"] != engine
 
 
 def test_the_engine_ends_with_a_gateway_that_is_killed(
