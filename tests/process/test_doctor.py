@@ -692,7 +692,7 @@ def test_without_the_means_to_make_a_model_the_smallest_one_here_is_taken(
     shutil.rmtree(stored[0].parent)
     finding = named(examine(site(build_model=no_means), checks), "generation.xllamacpp")
     assert "needs the package gguf" in finding.found
-    assert "pip install gguf" in (finding.remedy or "")
+    assert "llama-runtime[testing]" in (finding.remedy or "")
 
 
 @pytest.mark.parametrize(
