@@ -172,7 +172,8 @@ def _of_engine(looked: _Looked, *, needed: bool, named: str | None) -> Iterator[
             id=name,
             status="warn",
             found=f"not tried: {looked.why_not}.",
-            remedy="pip install 'llama-runtime[testing]', or: llama-runtime models pull smollm2-135m",
+            remedy="pip install 'llama-runtime[testing]', or: "
+            "llama-runtime models pull smollm2-135m",
         )
     elif trial.ok:
         yield Finding(id=name, status="ok", found=f"a token after {trial.took_s:.1f} s")
