@@ -66,7 +66,7 @@ bench: install ## Measure the client against the bare engine
 	@$(BIN)/python scripts/bench.py
 
 soak: install ## Put the gateway under mixed load for SOAK_SECONDS (120) and kill its engine meanwhile
-	@$(BIN)/python scripts/gateway_soak.py --seconds $(SOAK_SECONDS) --kill-every 20
+	@$(BIN)/python scripts/gateway_soak.py --seconds $(SOAK_SECONDS) --kill-every 65
 
 clean: ## Remove what the targets above made
 	@rm -rf $(VENV) .venv-newer .venv-engines .pytest_cache .mypy_cache .ruff_cache .hypothesis \
