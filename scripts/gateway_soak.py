@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 READY_WITHIN_S: Final = 60.0
 FIRST_KILL_S: Final = 20.0
-MOST_GROWTH: Final = 0.05
+MOST_GROWTH: Final = 0.1
 """Of the gateway's memory, from the second quarter of the time to the last one."""
 MOST_NEW_DESCRIPTORS: Final = 4
 
