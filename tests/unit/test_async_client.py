@@ -7,8 +7,8 @@ import gc
 import importlib.util
 import inspect
 import json
-import secrets
 import re
+import secrets
 import socket
 import time
 from typing import TYPE_CHECKING, Any
