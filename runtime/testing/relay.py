@@ -176,7 +176,7 @@ class Relay:
         try:
             reply = self._handle(asked)
         except LLMError as exc:
-            reply = error_reply(503, f"{type(exc).__name__}: {exc}", "unavailable_error")
+            reply = error_reply(502, f"{type(exc).__name__}: {exc}", "unavailable_error")
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(reply.close)
             if isinstance(reply.pieces, Generator):
