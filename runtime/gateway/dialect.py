@@ -51,6 +51,7 @@ class Call:
         keep_alive_s: Seconds without use after which the model may be unloaded; ``FOREVER`` for
             never, None for what the gateway does by default.
         echo: What the answer must repeat of the request, in the dialect's own terms.
+        raw: Whether the one message's text is gone on with as it is, without a chat template.
     """
 
     model: str | None
@@ -58,6 +59,7 @@ class Call:
     stream: bool = False
     keep_alive_s: float | None = None
     echo: Mapping[str, object] = field(default_factory=dict)
+    raw: bool = False
 
 
 class Encoder(Protocol):

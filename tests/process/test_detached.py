@@ -248,6 +248,11 @@ def test_a_client_without_settings_uses_the_gateway(at_home: House) -> None:
         events = list(client.stream_chat("Say something.", params=seeded))
         assert "".join(event.delta_text or "" for event in events) == whole.text
         assert whole.usage == events[-1].response.usage  # type: ignore[union-attr]
+        ask = [LLMMessage(role="user", content="Say something.")]
+        assert client.count_tokens(ask) == whole.usage.prompt_tokens  # type: ignore[union-attr]
+        assert 0 < client.count_tokens("Say something.") < client.count_tokens(ask)
+        (vector,) = client.embed(["a text"]).vectors
+        assert abs(sum(x * x for x in vector) - 1) < 1e-3
         assert client.healthcheck().ok
     assert not is_gone(at_home.pid), "it is not the client's to end"
 
