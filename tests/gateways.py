@@ -59,8 +59,9 @@ class Gateway:
 
     def post(self, path: str, body: object) -> Answer:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        json_body = {"Content-Type": "application/json"}
-        return self.ask(Request(self.url + path, data=data, headers=json_body))
+        return self.ask(
+            Request(self.url + path, data=data, headers={"Content-Type": "application/json"})
+        )
 
     def ask(self, request: Request) -> Answer:
         try:

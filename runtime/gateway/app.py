@@ -102,8 +102,8 @@ class _Gateway:
     async def health(self, request: Request) -> Response:
         """Whether requests are served; 503 while none would be. Says no more without the key."""
         found = health_of(self._models.listed(), default=self._models.default)
-        told = found.to_dict() if is_trusted(request.scope) else {"status": found.status}
-        told["instance"] = self._instance
+        whole = found.to_dict() if is_trusted(request.scope) else {"status": found.status}
+        told = {**whole, "instance": self._instance}
         return JSONResponse(told, status_code=200 if found.serving else 503)
 
     async def metrics(self, _: Request) -> Response:

@@ -141,7 +141,7 @@ def request(body: Mapping[str, object]) -> Call:
 
 
 def count(body: Mapping[str, object]) -> Call:
-    """What ``POST /v1/chat/completions/input_tokens`` wants counted, as llama.cpp's server takes it.
+    """What ``POST /v1/chat/completions/input_tokens``, llama.cpp's path, wants counted.
 
     Raises:
         LLMInvalidRequestError: As of :func:`request`.

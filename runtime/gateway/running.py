@@ -17,13 +17,9 @@ import uvicorn
 from runtime.contracts import Provenance
 from runtime.errors import StorageError
 from runtime.gateway.app import create_app
-<<<<<<< HEAD
 from runtime.gateway.rules import Rules
 from runtime.gateway.security import Guard
 from runtime.gateway.wire import uvicorn_options
-=======
-from runtime.gateway.connection import CorkedProtocol
->>>>>>> gw
 from runtime.server import registry
 from runtime.server.plan import refuse_taken_port
 from runtime.server.ports import unusable
@@ -111,15 +107,8 @@ async def _run(
     app = create_app(models, address=begun.base_url, instance=begun.name)
     server = _Server(
         uvicorn.Config(
-<<<<<<< HEAD
             Guard(app, rules),
             **uvicorn_options(rules),
-=======
-            guard(app) if guard else app,
-            http=CorkedProtocol,
-            ws="none",
-            proxy_headers=False,
->>>>>>> gw
             lifespan="on",
             log_config=None,
             date_header=False,
