@@ -53,7 +53,7 @@ def serve(model: str) -> None:
     plan = Plan(models=(model,), settings={"ctx_size": 2048, "parallel": SLOTS})
     models = Models(plan)
 
-    def ready(_: object) -> None:
+    def ready(*_: object) -> None:
         (standing,) = models.listed()
         assert standing.served
         server = standing.served.server
