@@ -8,6 +8,7 @@ answers (cross-site request forgery), so ``Origin`` and ``Sec-Fetch-Site`` must 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
@@ -119,7 +120,8 @@ class _Answer:
             added = [header for header in self._headers if header[0] not in names]
             message = {**message, "headers": [*given, *added]}
         # A TimeoutError is an OSError, which is what a connection that broke raises.
-        with anyio.fail_after(self._write_patience_s):
+        # asyncio's own: anyio's costs three times as much, and this is for every token.
+        async with asyncio.timeout(self._write_patience_s):
             await self._send(message)
 
     async def refuse(self, refusal: Refusal, path: str) -> None:
