@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 B = TypeVar("B", bound=BaseModel)
 Wanted = TypeVar("Wanted")
 
+COMMENT: Final = b": still at it\n\n"
+"""A server-sent event that clients skip."""
+
 FOREVER: Final = math.inf
 """The ``keep_alive_s`` of a model that is not unloaded for want of use."""
 
@@ -64,6 +67,11 @@ class Call:
 
 class Encoder(Protocol):
     """Writes one streamed answer. Every method returns server-sent events, perhaps none."""
+
+    @property
+    def alive(self) -> bytes:
+        """A sign of life between two pieces."""
+        ...
 
     def begin(self, model: str) -> bytes:
         """What comes before the first piece; the model answers by that name."""

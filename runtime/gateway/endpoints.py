@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from runtime.errors import LLMError
 from runtime.gateway import openai_embeddings, tokenizing
+from runtime.gateway.event_stream import EventStream
 from runtime.gateway.http import ClientGoneError, Reply, TooLargeError, read_object, while_connected
 from runtime.gateway.openai_errors import error as openai_error
 from runtime.gateway.statuses import headers_of, is_fault
@@ -138,28 +139,21 @@ class Answering(Endpoint["Call"]):
     async def _stream(self, call: Call, served: ServedModel, reply: Reply, path: str) -> None:
         """Write a stream; until it has begun, an error is one of the request."""
         encoder, meter = self._dialect.encoder(call), self._traffic.history.meter()
+        events = EventStream(reply, encoder, served.name)
         try:
-            async with served.perform(call, emit=True) as performance:
-                while (emitted := await performance.advance()) is not None:
-                    meter.piece()
-                    piece = encoder.piece(emitted.item) if reply.status else None
-                    if piece is None:
-                        await reply.begin()
-                        piece = encoder.begin(served.name) + encoder.piece(emitted.item)
-                    await reply.piece(piece)
+            with events.alive():
+                async with served.perform(call, emit=True) as performance:
+                    while (emitted := await performance.advance()) is not None:
+                        meter.piece()
+                        await events.piece(emitted.item)
         except LLMError as exc:
-            if reply.status is None:
+            if not events.begun:
                 raise
             self.note(exc, path, self._dialect.error(exc)[0], served.name)
-            last = encoder.failed(exc)
+            await events.failed(exc)
         else:
-            last = b""
-            if reply.status is None:
-                await reply.begin()
-                last = encoder.begin(served.name)
             meter.end(performance.result)
-            last += encoder.end(performance.result)
-        await reply.end(last)
+            await events.end(performance.result)
 
 
 class Counting(Endpoint["Call"]):

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from runtime.contracts import LLMMessage, LLMRequest, LLMResponse, ToolCall, ToolSpec
 from runtime.gateway.dialect import (
+    COMMENT,
     Body,
     Call,
     InvalidFieldError,
@@ -24,6 +25,7 @@ from runtime.gateway.dialect import (
 )
 from runtime.gateway.openai_errors import error
 from runtime.gateway.openai_parts import GAP, around_gap, event, new_id, notes_of, usage
+from runtime.inference.stream import ThoughtDelta
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -289,6 +291,8 @@ def _logprobs(response: LLMResponse) -> object:
 class ChatEncoder:
     """Writes a streamed chat completion."""
 
+    alive = COMMENT
+
     def __init__(self, call: Call) -> None:
         self._include_usage = bool(call.echo.get("include_usage"))
         self._calls: dict[str | None, int] = {}
@@ -308,8 +312,10 @@ class ChatEncoder:
         return self._piece(b'{"role":"assistant","content":""}')
 
     def piece(self, delta: LLMDelta) -> bytes:
-        """A piece of text or of a call."""
+        """A piece of text, of a call, or of what the model thinks."""
         made = b""
+        if isinstance(delta, ThoughtDelta):
+            return self._piece(b'{"reasoning_content":%s}' % json.dumps(delta.thought).encode())
         if text := delta.text_delta:
             made = self._piece(b'{"content":%s}' % json.dumps(text).encode())
         if call := delta.tool_call_delta:

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from runtime.contracts import LLMMessage, LLMRequest
-from runtime.gateway.dialect import Body, Call, InvalidFieldError, keep_alive, parsed
+from runtime.gateway.dialect import COMMENT, Body, Call, InvalidFieldError, keep_alive, parsed
 from runtime.gateway.openai_errors import error
 from runtime.gateway.openai_parts import GAP, around_gap, event, new_id, notes_of, usage
 
@@ -115,6 +115,8 @@ def answer(response: LLMResponse, call: Call) -> dict[str, object]:
 
 class TextEncoder:
     """Writes a streamed completion."""
+
+    alive = COMMENT
 
     def __init__(self, call: Call) -> None:
         self._call = call
