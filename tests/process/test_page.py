@@ -278,6 +278,7 @@ def test_a_key_is_asked_for_and_foreign_text_stays_text(locked: Gateway, page: P
     page.fill("#key", "wrong")
     page.press("#key", "Enter")
     expect(page.locator("#key-problem")).to_be_visible()
+    expect(page.locator("main")).to_be_hidden()  # nothing is known, so nothing is told
     page.fill("#key", KEY)
     page.press("#key", "Enter")
     expect(page.locator("#key-form")).to_be_hidden()
@@ -294,6 +295,7 @@ def test_a_key_is_asked_for_and_foreign_text_stays_text(locked: Gateway, page: P
     expect(page.locator("#models h3")).to_be_visible()  # the key was kept for this tab
     page.click("#forget")
     expect(page.locator("#key-form")).to_be_visible()
+    expect(page.locator("main")).to_be_hidden()
 
 
 def test_a_gateway_that_goes_away_is_missed_and_noticed_when_it_is_back(

@@ -98,7 +98,7 @@ class Card {
     this.#set("Queue", `${count(queue.waiting ?? 0)} waiting`, queue.max_queue ? `room for ${count(queue.max_queue)}` : "");
     this.#set("Memory", size(memory?.rss_bytes), memory?.planned_bytes ? `${size(memory.planned_bytes)} planned` : "");
     this.#fill("Memory", memory?.rss_bytes, memory?.planned_bytes);
-    this.#set("Speed", `${rate(speed?.generated_tokens_per_s)} tokens/s`, `prompts at ${rate(speed?.prompt_tokens_per_s)} tokens/s`);
+    this.#set("Speed", perSecond("", speed?.generated_tokens_per_s) || "–", perSecond("prompts at ", speed?.prompt_tokens_per_s));
     this.#set("Served", `${count(model.counters?.answered ?? model.counters?.requests)} answers`, servedOf(model.counters));
     this.#set("Restarts", count(restarts), exit ? `${exit.reason ?? exit.diagnosis ?? "It ended"}, ${when(exit.at)}` : "");
     this.#reasons(server);
@@ -127,6 +127,10 @@ function kindOf({ model, engine }) {
   const parts = [model?.architecture, model?.quantization, model?.size_bytes && size(model.size_bytes)];
   const by = engine?.kind && `${engine.kind} ${String(engine.version ?? "").replace(/ \(.*/, "")}`.trim();
   return [...parts, by].filter(Boolean).join(" · ");
+}
+
+function perSecond(what, tokens) {
+  return typeof tokens === "number" ? `${what}${rate(tokens)} tokens/s` : "";
 }
 
 function deviceOf(device) {

@@ -35,6 +35,7 @@ function showRate() {
 }
 
 function showGateway(snapshot) {
+  $("main").hidden = false; // before, nothing is known, and zeros would be lies
   const { gateway = {}, models = [] } = snapshot;
   say($("version"), gateway.version ? `version ${gateway.version}` : "");
   say($("address"), gateway.address ?? location.host);
@@ -67,6 +68,7 @@ function askForKey(refused) {
   $("key-problem").hidden = !refused;
   say($("key-problem"), "The gateway refused this key.");
   $("forget").hidden = true;
+  $("main").hidden = true;
   if (form.hidden) {
     form.hidden = false;
     $("key").focus();

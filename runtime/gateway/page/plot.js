@@ -4,6 +4,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const ABOVE = 14; // pixels for the label of the highest line
 const BELOW = 18; // pixels for the time axis
 const PIXELS_A_POINT = 3;
+const LEAST_TOP = 10; // tokens per second
 
 function shape(tag, attributes, text) {
   const made = document.createElementNS(SVG, tag);
@@ -65,7 +66,7 @@ export class Plot {
     const height = this.#box.clientHeight;
     if (!width) return;
     const { points, each } = thinned(this.#values, Math.floor(width / PIXELS_A_POINT));
-    const top = ceiling(Math.max(0, ...points));
+    const top = ceiling(Math.max(LEAST_TOP, ...points));
     const x = (ago) => width * (1 - ago / this.#seconds);
     const y = (value) => ABOVE + (height - ABOVE - BELOW) * (1 - value / top);
     const spot = (at) => [x((points.length - 1 - at) * each), y(points[at])];
