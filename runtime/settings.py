@@ -42,6 +42,7 @@ __all__ = [
     "ServerConfig",
     "debug_wanted",
     "directories",
+    "gateway_wanted",
     "offline_wanted",
     "private_folder",
 ]
@@ -54,7 +55,9 @@ CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
 
 # Environment names that share the prefix and are not fields of ServerConfig.
-_OTHER_ENV = {"HOME", "DEBUG", "OFFLINE"}
+_OTHER_ENV = {"HOME", "DEBUG", "OFFLINE", "USE_GATEWAY"}
+# Settings of the environment that a client and a gateway may share.
+_OF_ANY_GATEWAY = {"model", "api_key", "host", "port", "log_dir"}
 # Lists and mappings, which the environment holds as JSON.
 _JSON_FIELDS = {"lora", "extra_args", "env", "restart"}
 
@@ -258,3 +261,13 @@ def _describe(errors: Iterable[ErrorDetails]) -> str:
     return "; ".join(
         f"{name} = {value!r}: {', or '.join(problems)}" for name, (value, problems) in wrong.items()
     )
+
+
+def gateway_wanted() -> bool:
+    """Whether clients may use a running gateway (``LLAMA_RUNTIME_USE_GATEWAY=0`` forbids it).
+
+    Settings of the server in the environment forbid it too: a gateway has its own.
+    """
+    if os.environ.get(ENV_PREFIX + "USE_GATEWAY", "").lower() in {"0", "false", "no", "off"}:
+        return False
+    return not set(_from_environment(os.environ)) - _OF_ANY_GATEWAY

@@ -59,7 +59,9 @@ class Gateway:
 
     def post(self, path: str, body: object) -> Answer:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return self.ask(Request(self.url + path, data=data))
+        return self.ask(
+            Request(self.url + path, data=data, headers={"Content-Type": "application/json"})
+        )
 
     def ask(self, request: Request) -> Answer:
         try:

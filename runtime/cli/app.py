@@ -21,10 +21,12 @@ COMMANDS: Final = {
     "chat": Place("runtime.cli.chat", "chat", "Talk with MODEL in the terminal."),
     "run": Place("runtime.cli.run", "run", "Answer PROMPT once, on stdout."),
     "embed": Place("runtime.cli.embed", "embed", "Print a vector for each text, as JSON."),
-    "ps": Place("runtime.cli.servers", "ps", "Show the managed servers that run here."),
+    "ps": Place("runtime.cli.running", "ps", "Show the gateways and engines that run here."),
     "top": Place("runtime.cli.top", "top", "Watch a running gateway, live."),
-    "stop": Place("runtime.cli.servers", "stop", "End a server that `serve` started."),
-    "logs": Place("runtime.cli.servers", "logs", "Show the last lines of a server's engine."),
+    "stop": Place(
+        "runtime.cli.running", "stop", "End a gateway: by its name, model, process id or port."
+    ),
+    "logs": Place("runtime.cli.logs", "logs", "Show the last lines that a server printed."),
     "models": Place("runtime.cli.models", "models", "Find, fetch and look at models."),
     "engines": Place("runtime.cli.engines", "engines_", "Show which engines are here."),
     "doctor": Place("runtime.cli.doctor", "doctor", "Look at this machine, engines and files."),
@@ -68,7 +70,11 @@ def cli(*, offline: bool, verbose: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; every failure becomes a message and an exit code."""
+    """Run the command line; every failure becomes a message and an exit code.
+
+    Raises:
+        ImportError: A package that is needed is missing or broken; ``runtime.__main__`` says which.
+    """
     if instruction := os.environ.get("_LLAMA_RUNTIME_COMPLETE"):
         from runtime.cli.completion import answer  # noqa: PLC0415 - for shells alone
 
@@ -91,6 +97,8 @@ def main() -> None:
         if _debugging():
             raise
         code = output.failure(exc)
+    except ImportError:
+        raise
     except Exception as exc:
         from runtime.cli import output  # noqa: PLC0415
 

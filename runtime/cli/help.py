@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _ENVIRONMENT: Final = """\
 LLAMA_RUNTIME_HOME       one folder for all files (cache, state, logs)
+LLAMA_RUNTIME_USE_GATEWAY 0: clients start servers of their own, whatever gateway runs
 LLAMA_RUNTIME_API_KEY    the key to demand (serve), or to send (--base-url)
 LLAMA_RUNTIME_OFFLINE    1: never use the network, as --offline and HF_HUB_OFFLINE=1
 LLAMA_RUNTIME_DEBUG      1: tracebacks of failures

@@ -1,34 +1,27 @@
-"""The commands about running servers: serve, ps, stop, logs."""
+"""The command ``serve``."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
-import time
-from collections import deque
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+import sys
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import psutil
 
-from runtime.cli import output
+from runtime.cli import detached, output
 from runtime.cli.options import chosen, server_options
-from runtime.errors import LLMInvalidRequestError, LLMProviderError
-from runtime.server import registry
 from runtime.settings import DEFAULT_MODEL, ServerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from runtime.server.registry import ServerRecord
     from runtime.server.snapshot import ServerSnapshot
 
 DEFAULT_PORT = 8080
-STOP_PATIENCE_S = 15.0
+MAX_BODY_BYTES = 32 << 20
 
 _OF_THE_DOOR = frozenset({"host", "port", "api_key", "alias"})
 """Settings of the gateway itself, not of the engines behind it."""
@@ -60,8 +53,36 @@ _OF_THE_DOOR = frozenset({"host", "port", "api_key", "alias"})
 @click.option(
     "--api-key-file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File with the key to demand (or LLAMA_RUNTIME_API_KEY); without one no key is asked for.",
+    help="File with the keys to accept, one a line (or one in LLAMA_RUNTIME_API_KEY); without any "
+    "no key is asked for.",
 )
+@click.option(
+    "--allow-host",
+    "allow_hosts",
+    multiple=True,
+    metavar="NAME[:PORT]",
+    help="A further name that requests may call this gateway by. May be given repeatedly.",
+)
+@click.option(
+    "--allow-origin",
+    "allow_origins",
+    multiple=True,
+    metavar="URL",
+    help="A web page's origin (http://localhost:3000) that may use this gateway. May be given "
+    "repeatedly.",
+)
+@click.option(
+    "--max-body-bytes",
+    type=click.IntRange(min=1),
+    default=MAX_BODY_BYTES,
+    show_default=True,
+    help="Longest request that is read.",
+)
+@click.option("--detach", is_flag=True, help="Return when it is ready; it goes on by itself.")
+@click.option(
+    "--detached-log", type=click.Path(dir_okay=False, path_type=Path), default=None, hidden=True
+)
+@click.option("--ready-fd", type=int, default=None, hidden=True)
 @server_options(port=DEFAULT_PORT)
 def serve(
     model: str | None,
@@ -69,8 +90,14 @@ def serve(
     memory_budget: float | None,
     keep_alive: str | None,
     api_key_file: Path | None,
+    allow_hosts: tuple[str, ...],
+    allow_origins: tuple[str, ...],
+    max_body_bytes: int,
+    detached_log: Path | None,
+    ready_fd: int | None,
     *,
     allow_pull: bool,
+    detach: bool,
     **settings: Any,
 ) -> None:
     """Serve MODEL to OpenAI clients on a fixed port until Ctrl-C.
@@ -79,6 +106,7 @@ def serve(
       llama-runtime serve
       llama-runtime serve smollm2-135m --port 9000 --ctx-size 8192
       llama-runtime serve --models smollm2-135m,qwen3-4b --keep-alive 10m
+      llama-runtime serve --detach             then: llama-runtime ps, logs -f, stop
 
     Further models on this machine are loaded when a request names them.
     """  # noqa: D301 - the character itself keeps click from re-flowing the paragraph
@@ -87,13 +115,23 @@ def serve(
     from runtime.gateway.models import Models, Plan  # noqa: PLC0415
     from runtime.gateway.rules import keys_from_file, rules_for  # noqa: PLC0415
     from runtime.gateway.running import address_of, listen, run  # noqa: PLC0415
-    from runtime.gateway.security import Guard  # noqa: PLC0415
 
     given = chosen(settings)
     given.setdefault("port", os.environ.get("LLAMA_RUNTIME_PORT", DEFAULT_PORT))
     door = ServerConfig(**given)  # checks every setting
     keys = keys_from_file(api_key_file) if api_key_file else filter(None, [door.api_key])
-    rules = rules_for(door.host, keys=keys)
+    rules = rules_for(
+        door.host,
+        keys=keys,
+        allow_hosts=allow_hosts,
+        allow_origins=allow_origins,
+        max_body_bytes=max_body_bytes,
+    )
+    if detach:  # what is wrong with the settings has been said by now
+        detached.serve_detached(sys.argv)
+        return
+    if detached_log is not None:
+        detached.rotate_output(detached_log)
     plan = Plan(
         models=_named(model, models),
         alias=given.get("alias"),
@@ -106,11 +144,17 @@ def serve(
         served = Models(plan, progress=shown.enter_context(output.pull_progress()))
         output.note(f"Starting {served.default} ...")
 
-        def ready(snapshot: ServerSnapshot) -> None:
+        def ready(snapshot: ServerSnapshot, name: str) -> None:
             shown.close()
-            _announce(snapshot, address_of(listener), keyed=bool(rules.keys))
+            url = address_of(listener)
+            _announce(snapshot, url, keyed=bool(rules.keys))
+            if ready_fd is None:
+                output.note("\nCtrl-C ends it.")
+            else:
+                told = detached.Ready(name=name, model=snapshot.api_model or "", url=url)
+                detached.tell_ready(ready_fd, told)
 
-        run(served, listener, ready=ready, guard=partial(Guard, rules=rules))
+        run(served, listener, ready=ready, rules=rules, own_log=detached_log)
     output.note("Ended.")
 
 
@@ -166,109 +210,3 @@ def _announce(snapshot: ServerSnapshot, url: str, *, keyed: bool) -> None:
         markup=False,
         soft_wrap=True,
     )
-    output.note("\nCtrl-C ends it.")
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def ps(*, as_json: bool) -> None:
-    """Show the managed servers that run on this machine."""
-    records = registry.running()
-    if as_json:
-        output.result_json([dataclasses.asdict(record) for record in records])
-    elif records:
-        output.table(
-            ("NAME", "MODEL", "STATE", "URL", "ENGINE", "PID", "OWNER", "STARTED"),
-            [
-                (
-                    record.name,
-                    record.model,
-                    record.state,
-                    record.base_url or "-",
-                    record.engine,
-                    str(record.engine_pid or "-"),
-                    f"{record.role} {record.owner_pid}",
-                    (record.started_at or "")[:19],
-                )
-                for record in records
-            ],
-        )
-    else:
-        output.note("No managed server runs. `llama-runtime serve` starts one.")
-
-
-def _pick(wanted: str | None, records: tuple[ServerRecord, ...]) -> ServerRecord:
-    """The one server that a name, a model or a process id means."""
-    matches = [
-        record
-        for record in records
-        if wanted is None
-        or wanted in {record.name, record.model, str(record.owner_pid), str(record.engine_pid)}
-    ]
-    if len(matches) == 1:
-        return matches[0]
-    if not matches:
-        raise LLMInvalidRequestError(
-            f"No managed server is called {wanted!r}." if wanted else "No managed server runs.",
-            hint="`llama-runtime ps` shows what runs.",
-        )
-    raise LLMInvalidRequestError(
-        "More than one server is meant: " + ", ".join(record.name for record in matches) + ".",
-        hint="Give one of these names.",
-    )
-
-
-@click.command()
-@click.argument("server", required=False)
-def stop(server: str | None) -> None:
-    """End a server that `serve` started: by its name, model or process id."""
-    record = _pick(server, registry.running())
-    if record.role != "serve":
-        raise LLMInvalidRequestError(
-            f"{record.name} belongs to a program (process {record.owner_pid}) and ends with it.",
-            hint=f"End that program: kill {record.owner_pid}",
-        )
-    try:
-        owner = psutil.Process(record.owner_pid)
-        if record.owner_lives:  # the very process, not one that took over its id
-            owner.terminate()
-            output.note(f"Ending {record.name} ({record.model}) ...")
-            _wait_for_end(owner, record)
-    except psutil.NoSuchProcess:
-        pass  # it ended meanwhile, which is what was wanted
-    except psutil.AccessDenied as exc:
-        raise LLMProviderError(
-            f"Process {record.owner_pid} belongs to another user.", hint="Ask that user."
-        ) from exc
-    output.note("Ended.")
-
-
-def _wait_for_end(owner: psutil.Process, record: ServerRecord) -> None:
-    deadline = time.monotonic() + STOP_PATIENCE_S
-    while record.owner_lives:
-        if time.monotonic() > deadline:
-            raise LLMProviderError(
-                f"Process {record.owner_pid} did not end within {STOP_PATIENCE_S:.0f} s.",
-                hint=f"kill -9 {record.owner_pid} ends it and its engine.",
-            )
-        with suppress(psutil.TimeoutExpired):
-            owner.wait(0.1)
-
-
-@click.command()
-@click.argument("server", required=False)
-@click.option("-n", "--lines", type=click.IntRange(min=1), default=100, show_default=True)
-def logs(server: str | None, lines: int) -> None:
-    """Show the last lines that a server's engine printed."""
-    record = _pick(server, registry.running())
-    if record.log_path is None:
-        raise LLMInvalidRequestError(f"{record.name} writes no log file.", hint=None)
-    try:
-        with Path(record.log_path).open(encoding="utf-8", errors="replace") as file:
-            for line in deque(file, maxlen=lines):
-                output.result(line.rstrip("\n"))
-    except OSError as exc:
-        raise LLMProviderError(
-            f"Cannot read {record.log_path}: {exc.strerror or exc}.",
-            hint="It was removed; restart the server to have it written again.",
-        ) from exc

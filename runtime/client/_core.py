@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from runtime.client._options import embedding_config
 from runtime.client._settings import capabilities, client_settings, config_snapshot
+from runtime.client._shared import SharedSource
 from runtime.client._sources import AttachedSource, EndpointSource, ManagedSource
 from runtime.contracts import BackendStatus, LLMChatParams, Provenance
 from runtime.inference import (
@@ -23,9 +24,10 @@ from runtime.inference.names import public_name
 from runtime.inference.observation import Asked, Observer, asked_of
 from runtime.inference.places import Places
 from runtime.inference.policy import EnforcementLevel, Fitting, OnTruncation, Policy
-from runtime.inference.queueing import DEFAULT_MAX_QUEUE
+from runtime.inference.queueing import DEFAULT_MAX_QUEUE, SlotQueue
 from runtime.inference.reply import Backend
 from runtime.inference.switchboard import Switchboard
+from runtime.settings import gateway_wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -77,6 +79,7 @@ class ClientCore:
         bounds: Bounds | None = None,
         fit: Fitting = "error",
         progress: Callable[[PullProgress], None] | None = None,
+        use_gateway: bool | None = None,
         **server_options: Unpack[ServerOptions],
     ) -> None:
         """Check the settings.
@@ -112,6 +115,11 @@ class ClientCore:
                 ``"drop_oldest"`` leaves out its oldest messages and says in ``raw["fit"]`` which.
                 Overridden likewise.
             progress: Told about the download of models that are not on this machine yet.
+            use_gateway: Whether a gateway (``llama-runtime serve``) that runs here and serves the
+                model is used instead of starting a server; ``describe()["gateway"]`` tells. None:
+                when nothing but the model is said of the server and of what becomes of answers,
+                here or in the environment, unless ``LLAMA_RUNTIME_USE_GATEWAY=0``. A key that it
+                asks for is taken from ``LLAMA_RUNTIME_API_KEY``.
             server_options: Fields of :class:`runtime.ServerConfig`.
 
         Raises:
@@ -154,15 +162,22 @@ class ClientCore:
         self._source: EndpointSource
         # Others than we may use a server that runs already: there the engine gives out its slots.
         self._places = Places() if settings.server is not None else None
+        self._shared: SharedSource | None = None
         if settings.server is not None:
             self._source = self._managed = self._managed_source(settings.server)
+            plain = config is None and api_key is None and embedding_model is None
+            plain = plain and not server_options and settings.policy == Policy()
+            if use_gateway if use_gateway is not None else plain and gateway_wanted():
+                self._source = self._shared = SharedSource(
+                    self._managed, model=settings.server.model, limits=limits
+                )
         else:
             self._source = AttachedSource(
                 settings.base_url or "",
                 api_key=api_key,
                 model=model,
                 limits=limits,
-                max_queue=settings.max_queue,
+                queue=SlotQueue(settings.max_queue),
             )
         self._begin()
 
@@ -172,7 +187,12 @@ class ClientCore:
     @property
     def server(self) -> ServerManager | None:
         """The managed server; None for one that runs elsewhere."""
-        return self._managed.manager if self._managed else None
+        return self._managed.manager if self._managed and self._is_own else None
+
+    @property
+    def _is_own(self) -> bool:
+        """Whether requests go to a server that is, or would be, started here."""
+        return self._shared.is_own if self._shared else self._managed is not None
 
     # --- what it says of itself ---------------------------------------------------------------
 
@@ -183,15 +203,18 @@ class ClientCore:
         return capabilities(self._source.current)
 
     def _config_snapshot(self) -> Mapping[str, object]:
-        return config_snapshot(self._settings, self._source)
+        told = config_snapshot(self._settings, self._source)
+        return told if self._is_own else {**told, "server": None}
 
     def _described(self) -> Mapping[str, object]:
+        gateway = self._shared.gateway if self._shared else None
         return {
             "client_class": type(self).__name__,
             "default_model": self._default_model(),
             "backend": self._config_snapshot(),
             "capabilities": asdict(self._capabilities()),
             "server": self._source.snapshot(),
+            "gateway": asdict(gateway) if gateway else None,
             "queue": asdict(self._source.queue.counts),
             "counters": self._observer.counters(),
         }
@@ -221,7 +244,11 @@ class ClientCore:
         asked = asked_of(wish, model=own, backend=self._settings.name, stream=emit)
         return self._observer.watch(
             conversation.converse(
-                wish, self._limits, self._backend, emit=emit, places=self._places
+                wish,
+                self._limits,
+                self._backend,
+                emit=emit,
+                places=self._places if self._is_own else None,
             ),
             asked,
         )

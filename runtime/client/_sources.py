@@ -180,7 +180,7 @@ class AttachedSource:
         api_key: str | None,
         model: str | None,
         limits: Limits,
-        max_queue: int,
+        queue: SlotQueue,
     ) -> None:
         self._address = Endpoint(
             base_url=discovery.origin(base_url),
@@ -190,7 +190,7 @@ class AttachedSource:
             capabilities=EngineCapabilities(),
             context_tokens=None,
         )
-        self.queue = SlotQueue(max_queue)
+        self.queue = queue
         self._wanted = model
         self._limits = limits
         self._board = Switchboard()
@@ -227,6 +227,11 @@ class AttachedSource:
         return self._found.models
 
     @property
+    def served(self) -> tuple[str, ...]:
+        """The names of what it serves already, without what it would first have to load."""
+        return self._found.served
+
+    @property
     def sampling(self) -> Mapping[str, float]:
         return {}  # its operator's choice
 
@@ -240,6 +245,16 @@ class AttachedSource:
             if model not in self.models:
                 raise discovery.unknown_model(model, self.models)
         return model
+
+    def instance(self) -> str | None:
+        """The name of the gateway that answers there, which is asked without the key.
+
+        Raises:
+            LLMError: Nothing answers.
+        """
+        address = self._address
+        flow = discovery.instance(address.base_url, limits=self._limits)
+        return transport.run(flow, locate=lambda _: address, board=self._board)
 
     def health(self) -> BackendStatus:
         address = self._address

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from runtime.doctor.redaction import Redactor, is_secret
 from runtime.errors import LLMInvalidRequestError, StorageError
 from runtime.server import probe, registry
+from runtime.server.listeners import who_listens
 from runtime.store.disk import disk_error, private_opener
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def write_bundle(path: Path, site: Site, findings: Sequence[Finding]) -> tuple[s
         "doctor.json": _json(redactor.value([asdict(finding) for finding in findings])),
         "versions.json": _json(redactor.value(_versions())),
         "settings.json": _json(redactor.value(_settings(site))),
-        "servers.json": _json(redactor.value(_servers())),
+        "servers.json": _json(redactor.value(_servers(site))),
         **_logs(site, redactor),
     }
     try:
@@ -132,15 +133,17 @@ def _settings(site: Site) -> dict[str, object]:
     }
 
 
-def _servers() -> list[dict[str, object]]:
-    """Each server's record, and what a gateway tells of itself to those without a key."""
+def _servers(site: Site) -> list[dict[str, object]]:
+    """Each server's record, and what a gateway tells of itself."""
     found: list[dict[str, object]] = []
     for _, record, _ in registry.survey():
         if record is None:
             continue
         facts: dict[str, object] = {**asdict(record), "owner_lives": record.owner_lives}
         if record.role == "serve" and record.owner_lives and record.base_url:
-            reply = probe.ask(record.base_url, "/snapshot", api_key=None)
+            proven = who_listens(record.base_url, pid=record.owner_pid) == "engine"
+            key = site.config.api_key if proven else None
+            reply = probe.ask(record.base_url, "/snapshot", api_key=key)
             facts["snapshot"] = reply.body if reply.status == 200 else f"HTTP {reply.status}"
         found.append(facts)
     return found

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from runtime.engines.base import Engine
 
 _MARGIN_S: Final = 0.6  # for ending what was started and for telling
+_BLIND: Final = "looking at it"
 _SMALL_MODEL_BYTES: Final = 400_000_000
 
 
@@ -60,12 +61,14 @@ def engines_and_gpus(site: Site) -> Iterator[Finding]:
         looks = abreast(calls, until_s=[until_s + _MARGIN_S / 2] * len(calls))
     looked: list[_Looked] = []
     for engine, look in zip(kinds, looks, strict=False):
+        if isinstance(look.result, _Looked):
+            looked.append(look.result)
+            continue
+        problem = f"{_BLIND} hangs"
         if look.error is not None:
-            raise look.error
-        info = EngineInfo(kind=engine.kind, installed=False, problem="looking at it hangs")
-        looked.append(
-            look.result if isinstance(look.result, _Looked) else _Looked(engine=engine, info=info)
-        )
+            problem = f"{_BLIND} fails: {type(look.error).__name__}: {look.error}"
+        info = EngineInfo(kind=engine.kind, installed=False, problem=problem)
+        looked.append(_Looked(engine=engine, info=info))
     listed = looks[-1].result
     yield from _judged(site, looked)
     yield from _gpu_findings(site, looked, listed if isinstance(listed, tuple) else ())
@@ -132,16 +135,20 @@ def _judged(site: Site, looked: Sequence[_Looked]) -> Iterator[Finding]:
     for each in looked:
         kind = each.info.kind
         named = kind == "llama-server" and config.engine_path is not None
-        yield from _of_engine(each, needed=kind in {taken, config.engine} or named)
+        yield from _of_engine(
+            each,
+            needed=kind in {taken, config.engine} or named,
+            named=config.engine_path if named else None,
+        )
     yield verdict
 
 
-def _of_engine(looked: _Looked, *, needed: bool) -> Iterator[Finding]:
+def _of_engine(looked: _Looked, *, needed: bool, named: str | None) -> Iterator[Finding]:
     info, trial = looked.info, looked.trial
     name = f"engine.{info.kind}"
     bad: Status = "fail" if needed else "warn"
     if not info.installed:
-        here = info.path is not None or info.problem == "looking at it hangs"
+        here = info.path is not None or (info.problem or "").startswith(_BLIND)
         expected = here or needed
         where = f"{info.path}: " if info.path else ""
         yield Finding(
@@ -149,7 +156,7 @@ def _of_engine(looked: _Looked, *, needed: bool) -> Iterator[Finding]:
             status=bad if expected else "ok",
             found=f"{where}{info.problem or 'it cannot be used'}"
             + ("" if expected else " (another engine will do)"),
-            remedy=_remedy(info) if expected else None,
+            remedy=_remedy(info, named) if expected else None,
         )
         return
     warning = age_warning(info.version)
@@ -178,11 +185,17 @@ def _of_engine(looked: _Looked, *, needed: bool) -> Iterator[Finding]:
         )
 
 
-def _remedy(info: EngineInfo) -> str:
+def _remedy(info: EngineInfo, named: str | None) -> str:
     """What to do about an engine that is here and does not work."""
     problem = info.problem or ""
     if info.kind == "llama-server":
         other = "name another with LLAMA_RUNTIME_ENGINE_PATH"
+        if info.path is None and named and Path(named).is_file():
+            return f"It is there, but no program: chmod +x '{named}', or {other}."
+        if "Exec format error" in problem:
+            return f"It was built for another kind of machine: {other}."
+        if "Permission denied" in problem:
+            return f"It may lie on a disk that is mounted noexec: move it, or {other}."
         if "shared librar" in problem:
             return f"ldd {info.path} | grep 'not found' names what is missing; or {other}."
         if "did not answer" in problem or "hangs" in problem:

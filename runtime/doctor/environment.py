@@ -44,6 +44,23 @@ def settings(site: Site) -> Iterator[Finding]:
     if problem is not None:
         yield Finding(id="settings", status="fail", found=problem.message, remedy=problem.hint)
         return
+    missing = [
+        f"{name} names {path}"
+        for name, paths in (
+            ("lora", site.config.lora),
+            ("mmproj", (site.config.mmproj,)),
+        )
+        for path in paths
+        if path is not None and not Path(path).expanduser().is_file()
+    ]
+    if missing:
+        yield Finding(
+            id="settings",
+            status="fail",
+            found=f"{', '.join(missing)}, which is no file: no server will start.",
+            remedy="Correct the path, or leave the setting out.",
+        )
+        return
     given = sorted(name for name in site.environ if name.startswith("LLAMA_RUNTIME_"))
     yield Finding(
         id="settings", status="ok", found=f"from the environment: {', '.join(given) or 'none'}"
@@ -65,7 +82,11 @@ def variables(site: Site) -> Iterator[Finding]:
 
 def _engine_variables(site: Site) -> Iterator[Finding]:
     foreign = sorted(name for name in site.environ if is_foreign(name))
-    foreign = [name for name in foreign if not name.startswith("LLAMA_RUNTIME_")]
+    foreign = [
+        name
+        for name in foreign
+        if not name.startswith("LLAMA_RUNTIME_") and name != "LLAMA_CACHE"  # a folder, no more
+    ]
     if foreign:
         yield Finding(
             id="environment.engine",

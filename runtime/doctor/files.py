@@ -17,6 +17,7 @@ from runtime.settings import private_folder
 from runtime.store import ModelStore
 from runtime.store.disk import disk_error, hash_file
 from runtime.store.gguf import read_facts
+from runtime.store.inventory import take_stock
 from runtime.store.records import PARTIAL_SUFFIX, RECORD, present, read_record, unchanged
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _LITTLE_DISK_BYTES: Final = 2_000_000_000
 _NO_DISK_BYTES: Final = 50_000_000
 _TRIAL: Final = bytes(1 << 16)
 _QUICKLY_HASHED_BYTES: Final = 256 << 20
+_SPARE_S: Final = 1.0
 _UNDER_WAY_S: Final = 60.0
 _MOVE: Final = "set LLAMA_RUNTIME_HOME to a folder elsewhere"
 
@@ -37,6 +39,8 @@ def folders(site: Site) -> Iterator[Finding]:
     """The folders for models, for state, and for what is temporary."""
     yield from _folder("disk.cache", site.dirs.cache, needs_bytes=_LITTLE_DISK_BYTES)
     yield from _folder("disk.state", site.dirs.state, needs_bytes=_NO_DISK_BYTES)
+    if site.config.log_dir is not None:
+        yield from _folder("disk.logs", site.config.log_dir, needs_bytes=_NO_DISK_BYTES)
     yield from _temporary(site)
     yield from _private(site.dirs.state)
 
@@ -156,6 +160,11 @@ def _private(state: Path) -> Iterator[Finding]:
 
 def models(site: Site) -> Iterator[Finding]:
     """Every model of the store: sizes, headers, digests where a file was written to, leftovers."""
+    yield from _own(site)
+    yield from _of_others(site)
+
+
+def _own(site: Site) -> Iterator[Finding]:
     if not site.dirs.models.is_dir():
         yield Finding(id="models", status="ok", found="none has been downloaded yet")
         return
@@ -176,6 +185,23 @@ def models(site: Site) -> Iterator[Finding]:
         yield Finding(
             id="models", status="ok", found=f"{whole} in the store, {size(total_bytes)}, {how}"
         )
+
+
+def _of_others(site: Site) -> Iterator[Finding]:
+    """What other programs keep is used where it lies: its header and its length."""
+    for found in take_stock():
+        if not site.full and site.left_s() < _SPARE_S:
+            return  # many files on a slow disk: the store's own come first
+        try:
+            read_facts(found.model.path)
+        except LLMError as exc:
+            yield Finding(
+                id="models.foreign",
+                status="warn",
+                found=f"{found.model.name} of {found.model.source}: {exc.message}",
+                remedy=f"Fetch it again with the program it is of, or remove it: "
+                f"rm '{found.model.path}'",
+            )
 
 
 def _unreadable(folder: Path) -> Finding | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -115,12 +116,16 @@ def gateway_port(site: Site) -> Iterator[Finding]:
                 id="port", status="ok", found=f"{site.port} is {ours.name}'s, which is ours"
             )
             return
-        free = _free_port(host, site.port)
+        cause = exc.__cause__
+        taken = isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE
+        free = _free_port(host, site.port) if taken else None
         yield Finding(
             id="port",
             status="warn",
             found=exc.message,
-            remedy=f"llama-runtime serve --port {free}" if free else exc.hint,
+            remedy=f"llama-runtime serve --port {free}"
+            if free
+            else f"If {host} is not this machine's: unset LLAMA_RUNTIME_HOST. {exc.hint}",
         )
     else:
         yield Finding(id="port", status="ok", found=f"{site.port} on {host} is free for `serve`")

@@ -41,6 +41,8 @@ _LOG_LINE: Final = re.compile(
     r"llama_\w+|ggml_\w+|gguf_\w+|load_\w+|sched_\w+)\s*[\w()~ ]*:|@llama-runtime |"
     r"\[llama-runtime\])"
 )
+# Our own host's facts: its words begin the line, and a user has no part in them.
+_HOST_LINE: Final = re.compile(r'^(?:[\d.]+ [A-Z] )?@llama-runtime \{"(?:version|base_url)": ')
 _QUOTED: Final = re.compile(r"'[^']{24,}'|\"[^\"]{24,}\"?|`[^`]{24,}`")
 _TEXT_AHEAD: Final = re.compile(
     r"(?i)(prompt|content|message|input|text|generated|response|request|body|template|token_str|"
@@ -50,7 +52,7 @@ _TEXT_AHEAD: Final = re.compile(
 # Names in snapshots and answers under which a user's own words may stand.
 _WORDS: Final = frozenset(
     {"error", "errors", "messages", "message", "prompt", "text", "content", "logs", "log",
-     "history", "chat_template", "api_key", "key", "input", "output"}
+     "history", "chat_template", "api_key", "key", "input", "output", "extra_server_args"}
 )  # fmt: skip
 
 
@@ -121,11 +123,14 @@ class Redactor:
         for line in lines:
             if _LOG_LINE.match(line):
                 left_out = False
-                line = _TEXT_AHEAD.sub(rf"\1: {REMOVED}", line)  # noqa: PLW2901 - the same line
-                yield self.text(_QUOTED.sub(REMOVED, line))
+                yield self.text(line if _HOST_LINE.match(line) else _without_words(line))
             elif not left_out:
                 left_out = True
                 yield LINE_REMOVED
+
+
+def _without_words(line: str) -> str:
+    return _QUOTED.sub(REMOVED, _TEXT_AHEAD.sub(rf"\1: {REMOVED}", line))
 
 
 def is_secret(name: str) -> bool:

@@ -115,7 +115,7 @@ def locks(site: Site) -> Iterator[Finding]:
     """Locks that are held, and by processes that will not let go of them."""
     table = Path("/proc/locks")
     held_by = _holders(table.read_text("ascii")) if table.exists() else {}
-    under_way = 0
+    under_way, free = 0, 0
     stuck = False
     for folder in (site.dirs.cache, site.dirs.state):
         for path in sorted(folder.rglob("*.lock")):
@@ -125,6 +125,7 @@ def locks(site: Site) -> Iterator[Finding]:
                 continue
             pid = held_by.get((os.major(status.st_dev), os.minor(status.st_dev), status.st_ino))
             if pid is None:
+                free += 1
                 continue
             stopped = _why_stuck(pid)
             if stopped is None:
@@ -138,7 +139,12 @@ def locks(site: Site) -> Iterator[Finding]:
                 remedy=f"Let it go on (kill -CONT {pid}), or end it (kill -9 {pid}).",
             )
     if not stuck:
-        yield Finding(id="locks", status="ok", found=f"{under_way} held, none by a stopped process")
+        yield Finding(
+            id="locks",
+            status="ok",
+            found=f"{under_way} held, none by a stopped process; {free} free (the file alone locks "
+            "nothing)",
+        )
 
 
 def _holders(text: str) -> dict[tuple[int, int, int], int]:

@@ -39,15 +39,18 @@ CLIENT_WENT_AWAY: Final = 499
 """What is counted for a request whose client went away; nobody is told it."""
 
 
-def create_app(models: Models, *, address: str | None = None) -> Starlette:
+def create_app(
+    models: Models, *, address: str | None = None, instance: str | None = None
+) -> Starlette:
     """The gateway's app.
 
     Args:
         models: Its models; closed when the app's lifespan ends.
         address: Where it can be reached, as the snapshot tells it.
+        instance: The name by which other processes of this user know it.
     """
     traffic = Traffic()
-    gateway = _Gateway(models, traffic, address)
+    gateway = _Gateway(models, traffic, address, instance)
     answers = partial(Answering, models, traffic)
     counts = partial(Counting, models, traffic)
     responses = Responses()
@@ -179,21 +182,27 @@ class Counting(Answering):
 class _Gateway:
     """The endpoints that tell of the gateway itself; none of them waits for an engine's answer."""
 
-    def __init__(self, models: Models, traffic: Traffic, address: str | None) -> None:
+    def __init__(
+        self, models: Models, traffic: Traffic, address: str | None, instance: str | None
+    ) -> None:
         self._models = models
         self._traffic = traffic
         self._address = address
+        self._instance = instance
         self._threads = Threads()
 
     async def health(self, _: Request) -> Response:
         """Whether requests are served; 503 while none would be."""
         found = health_of(self._models.listed(), default=self._models.default)
-        return JSONResponse(found.to_dict(), status_code=200 if found.serving else 503)
+        told = {**found.to_dict(), "instance": self._instance}
+        return JSONResponse(told, status_code=200 if found.serving else 503)
 
     async def list_models(self, _: Request) -> Response:
         """The models in OpenAI's form: those served first, then what else is on this machine."""
         listed = [_entry(each) for each in self._models.listed()]
-        more = [_entry_of(name, state="unloaded") for name in await self._models.on_disk()]
+        more = [
+            _entry_of(name, state="unloaded", served=False) for name in await self._models.on_disk()
+        ]
         return JSONResponse({"object": "list", "data": [*listed, *more]})
 
     async def one_model(self, request: Request) -> Response:
@@ -266,19 +275,20 @@ def _entry(standing: Standing) -> dict[str, object]:
     aliases = [name for name in standing.names if name != standing.name and "/" not in name]
     context = standing.served.context_tokens if standing.served else None
     return {
-        **_entry_of(standing.name, state=standing.state),
+        **_entry_of(standing.name, state=standing.state, served=True),
         "aliases": aliases,
         "meta": {"n_ctx": context},
     }
 
 
-def _entry_of(name: str, *, state: str) -> dict[str, object]:
+def _entry_of(name: str, *, state: str, served: bool) -> dict[str, object]:
     return {
         "id": name,
         "object": "model",
         "created": 0,  # a file says nothing of when its model was made
         "owned_by": "llama-runtime",
         "state": state,
+        "served": served,
     }
 
 

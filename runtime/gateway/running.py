@@ -9,20 +9,25 @@ import os
 import secrets
 import signal
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
 from runtime.contracts import Provenance
-from runtime.errors import EngineStartError, StorageError
+from runtime.errors import StorageError
 from runtime.gateway.app import create_app
+from runtime.gateway.rules import Rules
+from runtime.gateway.security import Guard
+from runtime.gateway.wire import uvicorn_options
 from runtime.server import registry
 from runtime.server.plan import refuse_taken_port
+from runtime.server.ports import unusable
+from runtime.server.registry import ServerRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
-
-    from starlette.types import ASGIApp
+    from pathlib import Path
 
     from runtime.gateway.models import Models
     from runtime.server.snapshot import ServerSnapshot
@@ -51,11 +56,7 @@ def listen(host: str, port: int) -> socket.socket:
         made.listen(_BACKLOG)
     except OSError as exc:
         made.close()
-        raise EngineStartError(
-            f"Port {port} on {host} cannot be used: {exc.strerror or exc}.",
-            diagnosis="port_taken",
-            hint="Choose another port, or port 0 for any free one.",
-        ) from exc
+        raise unusable(host, port, exc) from exc
     return made
 
 
@@ -70,8 +71,9 @@ def run(
     models: Models,
     listener: socket.socket,
     *,
-    ready: Callable[[ServerSnapshot], None],
-    guard: Callable[[ASGIApp], ASGIApp] | None = None,
+    ready: Callable[[ServerSnapshot, str], None],
+    rules: Rules | None = None,
+    own_log: Path | None = None,
 ) -> None:
     """Serve until a signal; requests under way have a moment to end, then the engines are ended.
 
@@ -80,53 +82,54 @@ def run(
     Args:
         models: What to serve.
         listener: Where.
-        ready: Called once with the default model's server when that is loaded.
-        guard: Wraps the app.
+        ready: Called once with the default model's server when that is loaded, and with the name
+            by which other processes know the gateway.
+        rules: What requests must keep to.
+        own_log: The file with what this process prints, where it was detached.
 
     Raises:
         KeyboardInterrupt: A signal came before the default model was loaded.
         LLMError: The default model could not be loaded.
     """
-    if not asyncio.run(_run(models, listener, ready, guard)):
+    if not asyncio.run(_run(models, listener, ready, rules or Rules(), own_log)):
         raise KeyboardInterrupt
 
 
 async def _run(
     models: Models,
     listener: socket.socket,
-    ready: Callable[[ServerSnapshot], None],
-    guard: Callable[[ASGIApp], ASGIApp] | None,
+    ready: Callable[[ServerSnapshot, str], None],
+    rules: Rules,
+    own_log: Path | None,
 ) -> bool:
     """Returns whether it was ready before it was told to end."""
-    address = address_of(listener)
-    app: ASGIApp = create_app(models, address=address)
+    begun = _record(models, address_of(listener), own_log)
+    app = create_app(models, address=begun.base_url, instance=begun.name)
     server = _Server(
         uvicorn.Config(
-            guard(app) if guard else app,
-            ws="none",
-            proxy_headers=False,
+            Guard(app, rules),
+            **uvicorn_options(rules),
             lifespan="on",
             log_config=None,
-            access_log=False,
-            server_header=False,
             date_header=False,
             timeout_graceful_shutdown=DRAIN_S,
         )
     )
-    loading = asyncio.create_task(models.load())
-    serving = asyncio.create_task(server.serve([listener]))
-    try:
-        await asyncio.wait({loading, serving}, return_when=asyncio.FIRST_COMPLETED)
-        if loading.done():
-            await loading
-            snapshot = await models.default_snapshot()
-            with _recorded(snapshot, address):
-                ready(snapshot)
+    with _recorded(begun) as note:
+        loading = asyncio.create_task(models.load())
+        serving = asyncio.create_task(server.serve([listener]))
+        try:
+            await asyncio.wait({loading, serving}, return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                await loading
+                snapshot = await models.default_snapshot()
+                note(_of_engine(begun, snapshot))
+                ready(snapshot, begun.name)
                 await serving
-            return True
-    finally:
-        server.should_exit = True
-        await serving
+                return True
+        finally:
+            server.should_exit = True
+            await serving
     await asyncio.wait({loading})  # given up by the models' end
     return loading.exception() is None
 
@@ -148,28 +151,49 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-@contextlib.contextmanager
-def _recorded(snapshot: ServerSnapshot, address: str) -> Generator[None]:
-    """Lets other processes know of the gateway, for as long as it answers."""
+def _record(models: Models, address: str, own_log: Path | None) -> ServerRecord:
+    """What other processes know of the gateway from its first moment on."""
     pid = os.getpid()
-    record = registry.ServerRecord(
+    return ServerRecord(
         name=f"{pid}-{secrets.token_hex(4)}",
         role="serve",
         owner_pid=pid,
         owner_birth=registry.birth(pid) or "",
-        engine_pid=snapshot.pid,
-        model=snapshot.api_model or "",
-        engine=str(snapshot.engine["kind"]),
+        engine_pid=None,
+        model=models.default,
+        engine="",
         base_url=address,
-        state="ready",
+        state="loading",
         started_at=Provenance.now_iso(),
+        log_path=None,
+        own_log_path=str(own_log) if own_log else None,
+    )
+
+
+def _of_engine(begun: ServerRecord, snapshot: ServerSnapshot) -> ServerRecord:
+    """The record once the default model's engine answers."""
+    return replace(
+        begun,
+        engine_pid=snapshot.pid,
+        engine=str(snapshot.engine["kind"]),
+        model=snapshot.api_model or begun.model,
+        state="ready",
         log_path=snapshot.log_path,
     )
+
+
+@contextlib.contextmanager
+def _recorded(begun: ServerRecord) -> Generator[Callable[[ServerRecord], None]]:
+    """Lets other processes know of the gateway for as long as it listens; gives what notes news."""
+
+    def note(record: ServerRecord) -> None:
+        try:
+            registry.write(record)
+        except StorageError as exc:
+            log.warning("`llama-runtime ps` will not show this gateway: %s", exc.message)
+
+    note(begun)
     try:
-        registry.write(record)
-    except StorageError as exc:
-        log.warning("`llama-runtime ps` will not show this gateway: %s", exc.message)
-    try:
-        yield
+        yield note
     finally:
-        registry.erase(record.name)
+        registry.erase(begun.name)

@@ -44,9 +44,9 @@ class TimedProtocol(H11Protocol):
         self._look()
 
     def on_response_complete(self) -> None:
-        """An answer is written; the rest of the request may still be on its way."""
+        """An answer is written; the rest of the request, or half of the next, may be on its way."""
         super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY:
+        if self.conn.their_state is h11.SEND_BODY or self.conn.trailing_data[0]:
             self._look()
 
     def _look(self) -> None:

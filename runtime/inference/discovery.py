@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from runtime.engines.base import Endpoint, EngineCapabilities
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from runtime.inference.clock import Limits
     from runtime.inference.effects import Flow, HttpHead
 
+GATEWAY: Final = "llama-runtime"
+"""Whose models our gateway says they are."""
+
 _PROBE = schema.check({"const": "x"}, what="probe")
 _SAID = [{"role": "user", "content": "."}]
 
@@ -35,10 +38,13 @@ class Discovered:
     Attributes:
         endpoint: How to talk to it; names its default model.
         models: The names it answers to, aliases included; empty when it does not say.
+        served: Those of models that it serves already. Our gateway also lists what it would load
+            when asked for.
     """
 
     endpoint: Endpoint
     models: tuple[str, ...]
+    served: tuple[str, ...]
 
 
 def origin(base_url: str) -> str:
@@ -93,16 +99,21 @@ def discover(
             hint="Give the model's name to the client.",
         )
     entry = next((entry for entry in entries if chosen in _names(entry)), {})
+    ours = entry.get("owned_by") == GATEWAY
     endpoint = Endpoint(
         base_url=base_url,
         api_key=api_key,
         kind="openai",
         model=chosen,
-        capabilities=EngineCapabilities(),
+        capabilities=_of_gateway(entry) if ours else EngineCapabilities(),
         context_tokens=_context(entry),
     )
-    endpoint = yield from _look_closer(endpoint, clock)
-    return Discovered(endpoint=endpoint, models=names or (chosen,))
+    if not ours:
+        endpoint = yield from _look_closer(endpoint, clock)
+    served = [name for entry in entries if entry.get("served", True) for name in _names(entry)]
+    return Discovered(
+        endpoint=endpoint, models=names or (chosen,), served=tuple(served) or (chosen,)
+    )
 
 
 def unknown_model(model: str, names: tuple[str, ...]) -> ModelNotFoundError:
@@ -112,6 +123,18 @@ def unknown_model(model: str, names: tuple[str, ...]) -> ModelNotFoundError:
         reference=model,
         nearest=names,
         hint=f"There is: {', '.join(names[:10])}.",
+    )
+
+
+def _of_gateway(entry: dict[str, Any]) -> EngineCapabilities:
+    """What our gateway can do with a model: its core keeps schemas and calls tools on any model.
+
+    Grammars are left to it: it knows its engine, and checks what comes by the schema itself.
+    """
+    meta = entry.get("meta")
+    vision = meta.get("vision") if isinstance(meta, dict) else None
+    return EngineCapabilities(
+        json_schema=True, tools=True, vision=vision if isinstance(vision, bool) else None
     )
 
 
@@ -229,6 +252,17 @@ def _context(entry: dict[str, Any]) -> int | None:
     meta = entry.get("meta")
     values = (entry.get("max_model_len"), meta.get("n_ctx") if isinstance(meta, dict) else None)
     return next((value for value in values if isinstance(value, int) and value > 0), None)
+
+
+def instance(base_url: str, *, limits: Limits) -> Flow[str | None]:
+    """What our gateway calls itself; None when another answers. No key is shown.
+
+    Raises:
+        LLMError: Nothing answers.
+    """
+    head, body = yield from _get(base_url, "/health", None, Clock(limits))
+    name = _object(head, body).get("instance")
+    return name if isinstance(name, str) else None
 
 
 def health(base_url: str, *, api_key: str | None, limits: Limits) -> Flow[str]:

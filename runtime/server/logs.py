@@ -7,6 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
 TAIL_LINES = 400
@@ -49,8 +50,8 @@ def _text(line: bytes) -> str:
     return line[:LINE_MAX_CHARS].decode("utf-8", "replace").rstrip("\r")
 
 
-def forget_old_logs(folder: Path, *, keep: int = LOGS_KEPT) -> None:
-    """Remove all but the newest ``keep`` engine logs of a folder."""
+def forget_old_logs(folder: Path, *, keep: int = LOGS_KEPT, spare: Collection[Path] = ()) -> None:
+    """Remove all but the newest ``keep`` logs of a folder, and those that are still written."""
 
     def age(path: Path) -> float:
         with contextlib.suppress(OSError):
@@ -58,6 +59,8 @@ def forget_old_logs(folder: Path, *, keep: int = LOGS_KEPT) -> None:
         return 0.0
 
     for old in sorted(folder.glob("*.log"), key=age, reverse=True)[keep:]:
+        if old in spare:
+            continue
         for path in (old, old.with_name(f"{old.name}.1")):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from runtime.engines.base import LaunchSpec
 from runtime.engines.detect import choose, gpu_asked_for, place
-from runtime.errors import ConfigError, EngineStartError, StorageError
+from runtime.errors import ConfigError, StorageError
 from runtime.hardware import cpu_budget, gpu_hint
 from runtime.memo import file_identity
-from runtime.server.listeners import holder
+from runtime.server import registry
 from runtime.server.logs import forget_old_logs
+from runtime.server.ports import unusable
 from runtime.settings import directories, private_folder
 from runtime.store.gguf import read_facts
 from runtime.store.memory_plan import DEFAULT_BATCH
@@ -160,7 +161,7 @@ def _log_file(config: ServerConfig, spec: LaunchSpec) -> tuple[Path | None, tupl
         folder = private_folder(config.log_dir or directories().logs)
     except StorageError as exc:
         return None, (f"no log file: {exc.message}",)
-    forget_old_logs(folder)
+    forget_old_logs(folder, spare=registry.logs_in_use())
     stem = re.sub(r"[^\w.-]+", "-", spec.alias)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     return folder / f"{stem}-{stamp}-{spec.nonce.removeprefix('~')}.log", ()
@@ -205,10 +206,4 @@ def refuse_taken_port(host: str, port: int) -> None:
         try:
             trial.bind((host, port))
         except OSError as exc:
-            by = holder(port)
-            raise EngineStartError(
-                f"Port {port} on {host} cannot be used: {exc.strerror or exc}"
-                + (f" (held by {by})." if by else "."),
-                diagnosis="port_taken",
-                hint="Choose another port, or port 0 for any free one.",
-            ) from exc
+            raise unusable(host, port, exc) from exc

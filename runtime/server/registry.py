@@ -43,8 +43,9 @@ class ServerRecord:
         base_url: Where it answers, or None while it does not.
         state: Its state.
         started_at: When the engine process was started.
-        log_path: The file with its output.
+        log_path: The file with its engine's output.
         engine_birth: What tells the engine's process from a later one with the same id.
+        own_log_path: The file with the owner's own output, where it was detached.
     """
 
     name: str
@@ -59,11 +60,18 @@ class ServerRecord:
     started_at: str | None
     log_path: str | None
     engine_birth: str | None = None
+    own_log_path: str | None = None
 
     @property
     def owner_lives(self) -> bool:
         """Whether the very process that wrote this still runs."""
         return birth(self.owner_pid) == self.owner_birth
+
+    @property
+    def engine_lives(self) -> bool:
+        """Whether the very engine process that was written down still runs."""
+        pid = self.engine_pid
+        return pid is not None and self.engine_birth is not None and birth(pid) == self.engine_birth
 
 
 _RECORD: Final = TypeAdapter(ServerRecord)
@@ -120,15 +128,31 @@ def erase(name: str) -> None:
         path_of(name).unlink(missing_ok=True)
 
 
-def running() -> tuple[ServerRecord, ...]:
-    """Servers that have been ready and whose owner lives, oldest first."""
+def running(*, everything: bool = False) -> tuple[ServerRecord, ...]:
+    """Servers that have been ready and whose owner lives, oldest first.
+
+    Args:
+        everything: Also those that have not been ready yet, and the engines behind gateways.
+    """
     reap_leftovers()
     found = [
         record
         for _, record in _all()
-        if record is not None and record.state != "loading" and record.role != "engine"
+        if record is not None
+        and (everything or (record.state != "loading" and record.role != "engine"))
     ]
     return tuple(sorted(found, key=lambda record: record.started_at or ""))
+
+
+def logs_in_use() -> frozenset[Path]:
+    """Log files that servers write to now."""
+    paths = (
+        path
+        for _, record in _all()
+        if record is not None and record.owner_lives
+        for path in (record.log_path, record.own_log_path)
+    )
+    return frozenset(Path(path) for path in paths if path)
 
 
 def survey() -> Iterator[tuple[Path, ServerRecord | None, int | None]]:

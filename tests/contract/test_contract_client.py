@@ -64,7 +64,8 @@ def test_the_constructor_takes_what_the_design_names() -> None:
     assert list(parameters) == [
         "model", "config", "base_url", "api_key", "name", "embedding_model", "offline",
         "request_timeout_s", "first_token_timeout_s", "stall_timeout_s", "max_retries", "max_queue",
-        "on_truncation", "enforcement", "bounds", "fit", "progress", "server_options",
+        "on_truncation", "enforcement", "bounds", "fit", "progress", "use_gateway",
+        "server_options",
     ]  # fmt: skip
     assert parameters["model"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
     kinds = {parameter.kind for name, parameter in parameters.items() if name != "model"}
@@ -92,7 +93,8 @@ def test_every_method_answers_in_the_contracts_types(client: LlamaClient) -> Non
 def test_the_description_has_its_keys_and_is_json(client: LlamaClient) -> None:
     described: Any = client.describe()
     assert list(described) == [
-        "client_class", "default_model", "backend", "capabilities", "server", "queue", "counters",
+        "client_class", "default_model", "backend", "capabilities", "server", "gateway", "queue",
+        "counters",
     ]  # fmt: skip
     assert json.loads(json.dumps(described)) == described
     assert {

@@ -152,7 +152,8 @@ def test_ps_logs_and_stop_see_a_server(
 ) -> None:
     served = serving(tiny_model_path)
     process, port = served.process, served.port
-    (record,) = json.loads(llama("ps", "--json").stdout)
+    record, engine = json.loads(llama("ps", "--json").stdout)
+    assert engine["role"] == "engine"
     assert record["base_url"] == f"http://127.0.0.1:{port}"
     assert record["owner_pid"] == process.pid
     assert str(port) in llama("ps").stdout

@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from runtime.cli.doctor import doctor as doctor_command
 from runtime.doctor import CHECKS, examine, site, write_bundle
-from runtime.errors import LLMInvalidRequestError
+from runtime.errors import LLMCapabilityError, LLMInvalidRequestError
 from runtime.server import registry
 from runtime.settings import directories, private_folder
 from runtime.store.records import FileRecord, ModelRecord, file_record, write_record
@@ -45,11 +45,24 @@ CHILDREN = {"engines", "packages"}
 
 
 @pytest.fixture(autouse=True)
-def healthy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the caller's environment that the doctor would rightly name."""
+def healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the caller's environment and models that the doctor would rightly name."""
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
     for name in list(os.environ):
         if name.upper().endswith("_PROXY") or name.startswith(
-            ("OMP_", "GOMP_", "KMP_", "GGML_", "LLAMA_S", "AIP_", "LD_PRELOAD", "SSL_CERT", "REQUE")
+            (
+                "OMP_",
+                "GOMP_",
+                "KMP_",
+                "GGML_",
+                "LLAMA_S",
+                "AIP_",
+                "LD_PRELOAD",
+                "SSL_CERT",
+                "REQUE",
+                "XDG_",
+                "HF_",
+            )
         ):
             monkeypatch.delenv(name)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -152,6 +165,18 @@ def test_a_healthy_machine_is_called_healthy() -> None:
             "proxy.address",
             "HTTPS_PROXY is no address",
             "unset HTTPS_PROXY",
+        ),
+        (
+            {"LLAMA_RUNTIME_LORA": '["/nowhere/lora.gguf"]'},
+            "settings",
+            "lora names /nowhere/lora.gguf",
+            "Correct the path",
+        ),
+        (
+            {"LLAMA_RUNTIME_LOG_DIR": "/dev/null/logs"},
+            "disk.logs",
+            "/dev/null/logs",
+            "Make it writable",
         ),
         ({"TMPDIR": "/nowhere"}, "disk.tmp", "/nowhere", "unset TMPDIR"),
     ],
@@ -376,6 +401,18 @@ def test_what_is_no_gguf_is_named(stored: tuple[Path, ModelRecord]) -> None:
     assert "GGUF" in named(look(), "models.damaged").found
 
 
+def test_a_model_of_another_program_that_was_cut_off_is_named(
+    tiny_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "llama.cpp" / "owner_repo_model.gguf"
+    path.parent.mkdir()
+    path.write_bytes(tiny_model_path.read_bytes()[:200_000])
+    monkeypatch.setenv("LLAMA_CACHE", str(path.parent))
+    finding = named(look("models"), "models.foreign")
+    assert "of llama.cpp" in finding.found
+    assert str(path) in (finding.remedy or "")
+
+
 def test_a_damaged_record_of_a_model_is_named(stored: tuple[Path, ModelRecord]) -> None:
     record = stored[0].parent / "model.json"
     record.write_text('{"name": "ti')
@@ -441,7 +478,9 @@ def shallow(record: ModelRecord) -> dict[str, Any]:
 # --- what earlier processes left ---------------------------------------------------------------
 
 
-def a_record(name: str, *, owner_pid: int, engine_pid: int | None = None) -> None:
+def a_record(
+    name: str, *, owner_pid: int, engine_pid: int | None = None, base_url: str | None = None
+) -> None:
     registry.write(
         registry.ServerRecord(
             name=name,
@@ -452,7 +491,7 @@ def a_record(name: str, *, owner_pid: int, engine_pid: int | None = None) -> Non
             engine_birth=registry.birth(engine_pid) if engine_pid else None,
             model="tiny",
             engine="xllamacpp",
-            base_url=None,
+            base_url=base_url,
             state="ready",
             started_at=None,
             log_path=None,
@@ -518,6 +557,11 @@ def test_a_state_file_that_cannot_be_read_is_named(where: str) -> None:
     assert path.exists()
 
 
+def test_a_lock_that_nobody_holds_is_none() -> None:
+    (private_folder(directories().models / ".locks") / "tiny.lock").touch(0o600)
+    assert "1 free" in look("locks")[0].found
+
+
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="only Linux lists locks")
 def test_a_lock_that_a_stopped_process_holds_is_named() -> None:
     folder = private_folder(directories().models / ".locks")
@@ -564,6 +608,41 @@ def test_a_taken_port_is_named_with_who_has_it(monkeypatch: pytest.MonkeyPatch) 
     assert int(words[-1]) > port
 
 
+def test_a_port_of_our_own_server_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("LLAMA_RUNTIME_PORT", str(port))
+        a_record("2-alive", owner_pid=os.getpid(), base_url=f"http://127.0.0.1:{port}")
+        (finding,) = look("port")
+    assert finding.status == "ok"
+    assert "2-alive" in finding.found
+
+
+def test_an_address_of_another_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_RUNTIME_HOST", "192.0.2.1")
+    finding = named(look("port"), "port")
+    assert "192.0.2.1" in finding.found
+    assert "unset LLAMA_RUNTIME_HOST" in (finding.remedy or "")
+
+
+def test_a_loopback_that_is_down_is_named() -> None:
+    """In a network of its own, where nothing is up."""
+    code = """
+from runtime.doctor import CHECKS, examine, site
+checks = [check for check in CHECKS if check.id == "loopback"]
+print(examine(site(build_model=print), checks)[0])
+"""
+    apart = ["unshare", "--net", "--map-root-user"]
+    if not shutil.which("unshare") or subprocess.run([*apart, "true"], check=False).returncode:
+        pytest.skip("no network of its own can be had here")
+    done = subprocess.run(
+        [*apart, sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "status='fail'" in done.stdout
+    assert "127.0.0.1 cannot be reached" in done.stdout
+    assert "ip link set lo up" in done.stdout
+
+
 # --- engines -----------------------------------------------------------------------------------
 
 
@@ -583,6 +662,37 @@ def test_an_old_build_is_named(fake_binary: Path, monkeypatch: pytest.MonkeyPatc
     assert "b4242; CVE-2025-53630" in found["engine.llama-server"].found
     assert "newer" in (found["engine.llama-server"].remedy or "")
     assert found["generation.xllamacpp"].status == "ok"
+
+
+def test_a_file_that_is_no_program_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = script(tmp_path / "bin", "llama-server", "")
+    path.chmod(0o644)
+    monkeypatch.setenv("LLAMA_RUNTIME_ENGINE_PATH", str(path))
+    finding = named(look("engines"), "engine.llama-server")
+    assert f"chmod +x '{path}'" in (finding.remedy or "")
+    path.write_bytes(b"\x7fELF of another machine")
+    path.chmod(0o755)
+    finding = named(look("engines"), "engine.llama-server")
+    assert "built for another kind of machine" in (finding.remedy or "")
+
+
+def test_without_the_means_to_make_a_model_the_smallest_one_here_is_taken(
+    stored: tuple[Path, ModelRecord],
+) -> None:
+    assert stored[0].exists()
+
+    def no_means(_path: Path) -> None:
+        raise LLMCapabilityError("Building a model needs the package gguf.")
+
+    checks = [check for check in CHECKS if check.id == "engines"]
+    found = {f.id: f for f in examine(site(build_model=no_means), checks)}
+    assert "a token after" in found["generation.xllamacpp"].found
+    shutil.rmtree(stored[0].parent)
+    finding = named(examine(site(build_model=no_means), checks), "generation.xllamacpp")
+    assert "needs the package gguf" in finding.found
+    assert "pip install gguf" in (finding.remedy or "")
 
 
 @pytest.mark.parametrize(
@@ -734,6 +844,16 @@ def test_the_command_names_faults_with_their_remedies_and_ends_with_1() -> None:
     assert "standard output in ascii (by PYTHONIOENCODING)" in lines[at["locale"]]
     assert "unset PYTHONIOENCODING" in lines[at["locale"] + 1]
     assert "1 will not work, 1 may surprise" in done.stderr
+
+
+def test_a_package_without_which_nothing_starts_is_named(tmp_path: Path) -> None:
+    """Not even the doctor: so every command says it."""
+    (tmp_path / "click.py").write_text("raise ImportError('libclick.so: cannot open')")
+    done = doctor(PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    assert done.returncode == 5
+    assert "the package click, which llama-runtime needs, is broken: libclick" in done.stderr
+    assert "pip install --force-reinstall click" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_warning_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,6 +135,7 @@ def test_only_lines_of_known_kinds_are_left_of_a_log() -> None:
     lines = [
         "0.00.273.460 I srv    load_model: initializing, n_slots = 2, n_ctx_slot = 1024",
         "print_info: arch = llama",
+        '@llama-runtime {"version": "2026.10.11549 (llama.cpp b11549, Linux x86_64)"}',
         "Once upon a time",
         "there was a line break",
         "0.00.281.000 E srv    operator(): got exception: {'a'}",
@@ -144,8 +145,9 @@ def test_only_lines_of_known_kinds_are_left_of_a_log() -> None:
     assert list(redactor().log(lines)) == [
         lines[0],
         lines[1],
+        lines[2],
         LINE_REMOVED,
         f"0.00.281.000 E srv    operator(): got exception: {REMOVED}",
         f"0.00.281.000 D srv    params: prompt: {REMOVED}",
-        lines[6],
+        lines[7],
     ]

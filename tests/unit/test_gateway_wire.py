@@ -87,7 +87,10 @@ def test_a_head_that_does_not_come_ends_the_connection(port: int, begun: bytes) 
 
 
 def test_a_second_head_that_does_not_come_ends_it_too(port: int) -> None:
+    began = time.monotonic()
     assert said(port, head(port), b"GET /").count(b"200 OK") == 1
+    assert said(port, head(port) + b"GET /").count(b"200 OK") == 1, "also in one packet"
+    assert time.monotonic() - began < 4
 
 
 def test_trickling_does_not_help(port: int) -> None:
