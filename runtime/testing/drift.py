@@ -30,6 +30,8 @@ def changes(recorded: Recorded, now: Recorded) -> list[str]:
         was, is_ = old.get(name), new.get(name)
         if name == "vectors":
             found += _vector_changes(was or [], is_ or [])
+        elif name == "finish_reason":
+            found += [f"{name}: recorded {was}, now {is_}"] if was != is_ else []
         elif isinstance(was, str) and isinstance(is_, str) and was != is_:
             found.append(f"{name} {text_difference(was, is_, 'now')}")
         elif was != is_:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DONE: Final = b"data: [DONE]\n\n"
+_ENDS: Final = (b"data: [DONE]", b"event: message_stop", b"event: response.completed")
 
 
 def whole_events(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -29,7 +29,7 @@ def event_of(value: object) -> bytes:
 
 
 def value_of(event: bytes) -> dict[str, Any] | None:
-    """The JSON object an event carries; None when it carries something else."""
+    """The JSON object an event carries; None when it carries something else, or has a name."""
     if not event.startswith(b"data:"):
         return None
     try:
@@ -47,6 +47,11 @@ def delta_of(value: dict[str, Any]) -> dict[str, Any]:
         case {"choices": [{"text": str(text)}, *_]}:  # of a plain completion
             return {"content": text}
     return {}
+
+
+def is_last(event: bytes) -> bool:
+    """Whether an event ends an answer, in any of the protocols that engines speak."""
+    return event.startswith(_ENDS)
 
 
 def is_token(event: bytes) -> bool:

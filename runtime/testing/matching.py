@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
+from runtime.inference.discovery import is_trial
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -64,6 +66,8 @@ def _numbered(message: Any, numbers: dict[object, str]) -> Any:
 
 def label(method: str, path: str, body: Any) -> str:
     """A request in a few words."""
+    if is_trial(body):
+        return "a client's trial of what the engine can do"
     said = ""
     match body:
         case {"messages": [*_, {"content": str(text)}]}:

@@ -298,7 +298,9 @@ class _DriftReport:
                 for change in changes:
                     terminalreporter.line(f"    {change}")
         count = sum(len(drifts) for drifts in self._found.values())
-        terminalreporter.line(f"{count} answers in {len(self._found)} tests are not as recorded.")
+        tests = len(self._found)
+        answers = f"{count} answer{'s are' if count > 1 else ' is'}"
+        terminalreporter.line(f"{answers} not as recorded, in {tests} test{'s' * (tests > 1)}.")
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Fail the run where that is wanted."""

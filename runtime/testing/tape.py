@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from runtime.testing import cassette, drift, matching
 from runtime.testing.cassette import CallIds, Recorded
-from runtime.testing.events import event_of
+from runtime.testing.events import event_of, is_last
 from runtime.testing.relay import Reply, error_reply
 
 if TYPE_CHECKING:
@@ -199,8 +199,9 @@ class Tape:
                 with self._lock:
                     value = cassette.kept(shell.path, value, call_ids=self._call_ids)
                 values.append(value)
+                if is_last(event):  # a client that has it may hang up at once
+                    self._take_down(replace(shell, stream=tuple(values)), old)
                 yield value.encode() if isinstance(value, str) else event_of(value)
-            self._take_down(replace(shell, stream=tuple(values)), old)
             return
         data = b"".join(reply.pieces)
         try:

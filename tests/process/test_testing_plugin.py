@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.process, pytest.mark.engine]
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "tests" / "example_project"
 PLUGIN = "runtime.testing.plugin"
+SECRET = "sesame-open-123"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Project:
                 "PYTHONPATH": str(ROOT),
                 "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
                 "OUT": str(self.folder),
+                "SOME_API_KEY": SECRET,
             },
         )
 
@@ -93,7 +96,11 @@ class Project:
 def project(tmp_path: Path, shared_home: Path) -> Project:
     folder = tmp_path / "project"
     folder.mkdir()
-    made = Project(folder, shared_home)
+    return made_project(folder, shared_home)
+
+
+def made_project(folder: Path, home: Path) -> Project:
+    made = Project(folder, home)
     made.write("pytest.ini", "[pytest]\nfilterwarnings = error\naddopts = --strict-markers -ra\n")
     made.write("helpers.py", HELPERS)
     return made
@@ -307,7 +314,7 @@ def test_faults_end_with_their_test(project: Project) -> None:
         "def test_d_in_order(llama_server, llama_faults):\n"
         "    llama_faults.status(429, retry_after_s=7)\n"
         "    llama_faults.cut(at_token=2)\n"
-        "    llama_faults.stall(at_token=2, seconds=0.1)\n"
+        "    llama_faults.stall(at_token=2, seconds=0.05)\n"
         "    with llama_server.client() as client:\n"
         "        with pytest.raises(TooManyRequestsError) as caught:\n"
         "            client.chat('hello', params=SHORT)\n"
@@ -398,69 +405,95 @@ def test_words(llama_client):
 """
 
 
-@pytest.fixture
-def recorded(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.setenv("SOME_API_KEY", "sesame-open-123")
+@pytest.fixture(scope="module")
+def first_recording(
+    shared_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Project, Finished]:
+    """A project whose test was recorded, and how that went."""
+    project = made_project(tmp_path_factory.mktemp("recorded"), shared_home)
     project.write("test_words.py", RECORDED)
-    return project
+    return project, project.run("-s", "--llama-record=new")
+
+
+@pytest.fixture
+def recorded(first_recording: tuple[Project, Finished], tmp_path: Path) -> Project:
+    """A copy of it."""
+    project, _ = first_recording
+    return Project(shutil.copytree(project.folder, tmp_path / "recorded"), project.home)
 
 
 def answers(done: Finished) -> str:
     return next(line for line in done.out.splitlines() if "ANSWERS" in line)
 
 
-def edit(path: Path, change: Callable[[list[Any]], None]) -> None:
+CASSETTE = Path("cassettes", "test_words", "test_words.json")
+
+
+def edit(project: Project, change: Callable[[list[Any]], None]) -> None:
     """Change the recorded interactions."""
+    path = project.folder / CASSETTE
     cassette = json.loads(path.read_text("utf-8"))
     change(cassette["interactions"])
     path.write_text(json.dumps(cassette), "utf-8")
 
 
-def test_what_was_recorded_is_replayed_without_an_engine(recorded: Project) -> None:
-    path = recorded.folder / "cassettes" / "test_words" / "test_words.json"
-    replay = ("-s", "--llama-engine=/no/such/engine")
+def test_what_was_recorded_is_replayed_without_an_engine(
+    first_recording: tuple[Project, Finished], recorded: Project
+) -> None:
+    _, live = first_recording
+    text = (recorded.folder / CASSETTE).read_text("utf-8")
 
-    empty = recorded.run(*replay)
-    live = recorded.run("-s", "--llama-record=new")
-    text = path.read_text("utf-8")
-    replayed = recorded.run(*replay)
+    replayed = recorded.run("-s", "--llama-engine=/no/such/engine")
     anew = recorded.run("-s", "--llama-record=all")
 
-    assert empty.counts(failed=1) or empty.counts(error=1), empty.out
-    assert "Not recorded in cassettes/test_words/test_words.json: GET /v1/models" in empty.out
     for done in (live, replayed, anew):
         assert "1 passed" in done.out, done.out
         assert answers(done) == answers(live)
         assert "drift" not in done.out
-    assert path.read_text("utf-8") == text, "recording anew changed what had not changed"
-    assert "sesame" not in text
+    assert (recorded.folder / CASSETTE).read_text("utf-8") == text
+    assert SECRET not in text
     assert "Bearer" not in text
-    assert '"seed": ' in text
+    assert text.count('"seed": ') == 5  # one is the client's own trial of the engine
 
 
 def test_a_request_that_was_not_recorded_fails_with_the_nearest(recorded: Project) -> None:
-    path = recorded.folder / "cassettes" / "test_words" / "test_words.json"
-    recorded.run("--llama-record=new")
-
     def another_question(interactions: list[Any]) -> None:
         for each in interactions:
             if messages := each["request"].get("body", {}).get("messages"):
                 messages[-1]["content"] = messages[-1]["content"].replace("hello", "hallo")
 
-    edit(path, another_question)
-    replayed = recorded.run()
-    checked = recorded.run("--llama-record=check", workers=1)
+    edit(recorded, another_question)
+    done = recorded.run()
 
-    assert replayed.code == 1
-    assert "Not recorded in cassettes/test_words/test_words.json: POST" in replayed.out
-    assert "messages[0].content: from character 1: recorded 'hallo', asked 'hello'" in replayed.out
-    assert "not asked any more" in checked.out
+    assert done.counts(failed=1), done.out
+    assert f"Not recorded in {CASSETTE}: POST /v1/chat/completions 'hello'." in done.out
+    assert "messages[0].content: from character 1: recorded 'hallo', asked 'hello'" in done.out
+    assert "--llama-record=new" in done.out
+
+
+def test_an_unrecorded_request_fails_the_test_that_swallows_its_error(project: Project) -> None:
+    project.write(
+        "test_a.py",
+        "import urllib.request, pytest\n"
+        "@pytest.mark.llama_cassette\n"
+        "def test_it(llama_server):\n"
+        "    with pytest.raises(OSError):\n"
+        "        urllib.request.urlopen(urllib.request.Request(\n"
+        "            llama_server.base_url + '/v1/models',\n"
+        "            headers={'Authorization': 'Bearer ' + llama_server.api_key}))\n"
+        "def test_without_the_key(llama_server):\n"
+        "    with pytest.raises(OSError, match='401'):\n"
+        "        urllib.request.urlopen(llama_server.base_url + '/v1/models')\n",
+    )
+
+    done = project.run()
+
+    assert done.counts(passed=2, error=1), done.out
+    assert "Not recorded in cassettes/test_a/test_it.json: GET /v1/models" in done.out
 
 
 def test_drift_is_told_and_may_fail_the_run(recorded: Project) -> None:
     """Text, tool calls and vectors; and through a worker of pytest-xdist too."""
-    path = recorded.folder / "cassettes" / "test_words" / "test_words.json"
-    recorded.run("--llama-record=new")
 
     def other_words(interactions: list[Any]) -> None:
         spoken = [each["answer"] for each in interactions if "stream" in each["answer"]]
@@ -472,9 +505,12 @@ def test_drift_is_told_and_may_fail_the_run(recorded: Project) -> None:
             match each["answer"].get("body"):
                 case {"data": [{"embedding": str(text)} as vector]}:
                     vector["embedding"] = "AACAPw" + text[6:]
+        old = json.loads(json.dumps(interactions[-1]))
+        old["request"]["body"]["input"] = ["an old question"]
+        interactions.append(old)
 
-    edit(path, other_words)
-    before = path.read_text("utf-8")
+    edit(recorded, other_words)
+    before = (recorded.folder / CASSETTE).read_text("utf-8")
     told = recorded.run("--llama-record=check", workers=1)
     failed = recorded.run("--llama-record=check", "--llama-fail-on-drift")
 
@@ -482,8 +518,9 @@ def test_drift_is_told_and_may_fail_the_run(recorded: Project) -> None:
     assert failed.code == 1
     for done in (told, failed):
         assert "1 passed" in done.out
-        assert "3 answers in 1 tests are not as recorded." in done.out, done.out
+        assert "4 answers are not as recorded, in 1 test." in done.out, done.out
         assert "text from character " in done.out
         assert "tool_calls[0].arguments: from character " in done.out
         assert "vector 0: a number is off by" in done.out
-    assert path.read_text("utf-8") == before
+        assert "'an old question'\n    not asked any more" in done.out
+    assert (recorded.folder / CASSETTE).read_text("utf-8") == before

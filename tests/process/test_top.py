@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import pty
-import select
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +14,7 @@ from click.testing import CliRunner
 from runtime.cli import top
 from runtime.errors import LLMAuthError, LLMError, LLMInvalidRequestError, LLMProviderError
 from tests.gateways import serving
+from tests.terminal import CTRL_C, Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,40 +103,21 @@ def test_what_goes_wrong_is_named(
 
 
 @pytest.mark.usefixtures("home_of_its_own")
-def test_on_a_terminal_it_is_live_until_q(gateway: Gateway) -> None:
+def test_on_a_terminal_it_is_live_until_q_or_ctrl_c(gateway: Gateway) -> None:
     """The last test of the gateway, which is killed while it is watched."""
-    ours, its = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "runtime", "top", "--every", "0.2"],
-        stdin=its,
-        stdout=its,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "LLAMA_RUNTIME_API_KEY": KEY, "TERM": "xterm", "COLUMNS": "60"},
-    )
-    os.close(its)
-    try:
-        read_until(ours, "q ends")
+    command = (sys.executable, "-m", "runtime", "top", "--every", "0.2")
+    with Terminal(*command, LLAMA_RUNTIME_API_KEY=KEY) as terminal:
+        terminal.expect("q ends")
+        terminal.type(CTRL_C)
+        assert terminal.ends() == 0
+    with Terminal(*command, LLAMA_RUNTIME_API_KEY=KEY) as terminal:
+        for fact in ("tiny", "ready", "q ends"):
+            terminal.expect(fact)
         gateway.process.kill()
-        read_until(ours, "does not answer")
-        assert process.poll() is None, "it waits for it to come back"
-        os.write(ours, b"q")
-        assert process.wait(5) == 0
-        read_until(ours, "\x1b[?1049l")  # the screen as it was before
-    finally:
-        process.kill()
-        process.communicate()
-        os.close(ours)
-
-
-def read_until(terminal: int, wanted: str, timeout_s: float = 15.0) -> None:
-    """Read what is shown until it has these words."""
-    deadline = time.monotonic() + timeout_s
-    shown = ""
-    while wanted not in shown:
-        left_s = deadline - time.monotonic()
-        ready, _, _ = select.select([terminal], [], [], max(0.0, left_s))
-        if not ready:
-            pytest.fail(f"waited {timeout_s} s in vain for {wanted!r}; shown was {shown[-2000:]!r}")
-        with contextlib.suppress(OSError):  # the other end is closed
-            piece = os.read(terminal, 1 << 16)
-            shown += piece.decode("utf-8", "replace")
+        terminal.expect("does not answer")
+        terminal.expect("tiny")  # what it said last stays on view
+        terminal.type("q")
+        assert terminal.ends() == 0
+        assert terminal.raw.rstrip().endswith(("\x1b[?1049l", "\x1b[?25h")), (
+            "the screen is given back"
+        )

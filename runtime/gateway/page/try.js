@@ -6,8 +6,11 @@ import { $, count, rate, say } from "./dom.js";
 let running = null; // the AbortController of the request under way
 
 function busy(yes) {
-  $("send").hidden = yes;
-  $("stop").hidden = !yes;
+  const [goes, comes] = yes ? [$("send"), $("stop")] : [$("stop"), $("send")];
+  const focused = document.activeElement === goes;
+  goes.hidden = true;
+  comes.hidden = false;
+  if (focused) comes.focus();
   $("answer").setAttribute("aria-busy", String(yes));
 }
 
@@ -104,10 +107,8 @@ async function send() {
   } finally {
     clearInterval(ticker);
     paper.draw();
-    const hadFocus = document.activeElement === $("stop");
     running = null;
     busy(false);
-    if (hadFocus) $("send").focus();
   }
 }
 
