@@ -57,7 +57,7 @@ def engines_and_gpus(site: Site) -> Iterator[Finding]:
             functools.partial(_look, engine, model, until_s) for engine in kinds
         ]
         tools_s = max(0.1, until_s - time.monotonic() - 0.5)
-        calls.append(functools.partial(gpus, timeout_s=tools_s))
+        calls.append(functools.partial(gpus, timeout_s=tools_s, total_s=tools_s))
         looks = abreast(calls, until_s=[until_s + _MARGIN_S / 2] * len(calls))
     looked: list[_Looked] = []
     for engine, look in zip(kinds, looks, strict=False):
@@ -172,7 +172,8 @@ def _of_engine(looked: _Looked, *, needed: bool, named: str | None) -> Iterator[
             id=name,
             status="warn",
             found=f"not tried: {looked.why_not}.",
-            remedy="pip install gguf, or: llama-runtime models pull smollm2-135m",
+            remedy="pip install 'llama-runtime[testing]', or: "
+            "llama-runtime models pull smollm2-135m",
         )
     elif trial.ok:
         yield Finding(id=name, status="ok", found=f"a token after {trial.took_s:.1f} s")

@@ -189,8 +189,8 @@ class Engine(Protocol):
     ) -> EngineInfo:
         """Look whether the engine is here.
 
-        With ``devices``, also ask it for its devices, which starts a short-lived child. No child is
-        waited for any longer than ``timeout_s``.
+        With ``devices``, also ask it for its devices, which starts a short-lived child. All
+        of it takes no longer than ``timeout_s``, and nothing of a child is left running.
         """
         ...
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from runtime import programs
 from runtime.engines.base import INSPECTION_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -45,38 +44,15 @@ class Answer:
 def ask(argv: Sequence[str], *, timeout_s: float = INSPECTION_TIMEOUT_S) -> Answer:
     """Run ``argv`` to its end and read what it prints; nothing of it outlives ``timeout_s``."""
     try:
-        child = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=clean_environment(),
-            start_new_session=True,  # what a script starts is ended with it
-        )
+        ran = programs.run(argv, env=clean_environment(), timeout_s=timeout_s, together=True)
     except OSError as exc:
         return Answer(output="", problem=f"it cannot be run: {exc.strerror or exc}")
-    with child:
-        try:
-            printed, _ = child.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            _end_group(child)
-            child.communicate()
-            return Answer(output="", problem=f"it did not answer within {timeout_s:.0f} s")
-        except BaseException:  # Ctrl-C
-            _end_group(child)
-            raise
-    output = printed.decode("utf-8", "replace")
-    if child.returncode == 0:
-        return Answer(output=output, problem=None)
-    last = next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "")
-    return Answer(output=output, problem=_ended(child.returncode) + (f": {last}" if last else ""))
-
-
-def _end_group(child: subprocess.Popen[bytes]) -> None:
-    if sys.platform == "win32":
-        child.kill()
-    else:
-        os.killpg(child.pid, signal.SIGKILL)
+    if ran.returncode is None:
+        return Answer(output="", problem=f"it did not answer within {timeout_s:.0f} s")
+    if ran.returncode == 0:
+        return Answer(output=ran.output, problem=None)
+    last = next((line.strip() for line in reversed(ran.output.splitlines()) if line.strip()), "")
+    return Answer(output=ran.output, problem=_ended(ran.returncode) + (f": {last}" if last else ""))
 
 
 def _ended(returncode: int) -> str:

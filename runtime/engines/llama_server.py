@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,11 @@ class _Build:
     problem: str | None
 
 
+def _left_s(until_s: float | None) -> float:
+    """Seconds until that instant on the steady clock, at least a tenth."""
+    return INSPECTION_TIMEOUT_S if until_s is None else max(0.1, until_s - time.monotonic())
+
+
 class LlamaServerEngine:
     """A native build: the fastest where it was compiled for this machine."""
 
@@ -44,7 +50,7 @@ class LlamaServerEngine:
         found = shutil.which(self._named or "llama-server")
         return Path(found) if found else None
 
-    def _build(self, binary: Path, timeout_s: float = INSPECTION_TIMEOUT_S) -> _Build:
+    def _build(self, binary: Path, until_s: float | None = None) -> _Build:
         """Version and flags of the binary, asked once for each file."""
         memo = Memo("llama-server")
         identity = file_identity(binary)
@@ -52,10 +58,10 @@ class LlamaServerEngine:
             flags = known.get("flags")
             if isinstance(flags, list):
                 return _Build(str(known.get("version")), frozenset(map(str, flags)), None)
-        version = ask([str(binary), "--version"], timeout_s=timeout_s)
+        version = ask([str(binary), "--version"], timeout_s=_left_s(until_s))
         if version.problem:
             return _Build(None, frozenset(), version.problem)
-        text = ask([str(binary), "--help"], timeout_s=timeout_s)
+        text = ask([str(binary), "--help"], timeout_s=_left_s(until_s))
         flags = help_flags(text.output)
         if "--model" not in flags:
             problem = text.problem or "its --help does not list --model: it is no llama-server"
@@ -79,10 +85,11 @@ class LlamaServerEngine:
                 else "there is no llama-server on PATH",
                 install_hint=_INSTALL,
             )
-        build = self._build(binary, timeout_s)
+        until_s = time.monotonic() + timeout_s
+        build = self._build(binary, until_s)
         listed: tuple[Device, ...] = ()
         if devices and not build.problem and "--list-devices" in build.flags:
-            answer = ask([str(binary), "--list-devices"], timeout_s=timeout_s)
+            answer = ask([str(binary), "--list-devices"], timeout_s=_left_s(until_s))
             listed = listed_devices(answer.output)
         return EngineInfo(
             kind=self.kind,

@@ -21,6 +21,7 @@ from runtime.gateway.content import parts, text_of, unfit
 from runtime.gateway.dialect import Body, Call, Turn, keep_alive, parsed, tools_or_format
 from runtime.gateway.statuses import status_of
 from runtime.inference.request_limits import check_nesting
+from runtime.inference.stream import ThoughtDelta
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -234,7 +235,7 @@ def _texts(content: object, at: str) -> list[str]:
 
 
 def _unfit(kind: object, role: str | None, at: str) -> InvalidFieldError:
-    if kind in {"text", "thinking", "tool_use", "tool_result"}:
+    if str(kind) in {"text", "thinking", "tool_use", "tool_result"}:
         where = f"a message of the {role}" if role else "this place"
         return unfit(at, f"a block of type {kind!r} does not belong into {where}.")
     return unfit(
@@ -313,7 +314,7 @@ def answer(response: LLMResponse, call: Call) -> dict[str, object]:
     notes = response.raw or {}
     content: list[dict[str, object]] = []
     if thought := notes.get("reasoning"):
-        content.append({"type": "thinking", "thinking": thought, "signature": ""})
+        content.append(_thinking(str(thought)))
     if response.text:
         content.append({"type": "text", "text": response.text, "citations": None})
     content.extend(
@@ -352,6 +353,10 @@ def _tool_use(call_id: str | None, name: str | None, given: object) -> dict[str,
     return {"type": "tool_use", "id": call_id, "name": name, "input": given}
 
 
+def _thinking(thought: str) -> dict[str, object]:
+    return {"type": "thinking", "thinking": thought, "signature": ""}
+
+
 def _end(response: LLMResponse) -> tuple[str, str | None]:
     notes = response.raw or {}
     if response.finish_reason == "tool_calls":
@@ -383,6 +388,8 @@ class Encoder:
     See :class:`runtime.gateway.dialect.Encoder`.
     """
 
+    alive = b'event: ping\ndata: {"type": "ping"}\n\n'
+
     def __init__(self, call: Call) -> None:
         self._call = call
         self._blocks = 0
@@ -392,10 +399,14 @@ class Encoder:
         """What comes before the first piece; how long the prompt is, is not known yet."""
         usage = {"input_tokens": 0, "output_tokens": 0}
         message = {**_envelope(self._call, model), "usage": usage}
-        return _event("message_start", message=message) + _event("ping")
+        return _event("message_start", message=message) + self.alive
 
     def piece(self, delta: LLMDelta) -> bytes:
         """A piece of the answer."""
+        if isinstance(delta, ThoughtDelta):
+            return self._block("thinking", _thinking("")) + self._piece(
+                {"type": "thinking_delta", "thinking": delta.thought}
+            )
         if delta.text_delta:
             return self._block("text", {"type": "text", "text": ""}) + self._piece(
                 {"type": "text_delta", "text": delta.text_delta}

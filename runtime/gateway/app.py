@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -16,27 +16,22 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from runtime.errors import LLMError, LLMInvalidRequestError
-from runtime.gateway import anthropic, openai, page
+from runtime.gateway import anthropic, openai, openai_text, page
+from runtime.gateway.endpoints import Answering, Counting, Detokenizing, Embedding, Tokenizing
 from runtime.gateway.health import health_of
-from runtime.gateway.http import ClientGoneError, Reply, TooLargeError, read_object, while_connected
 from runtime.gateway.kept import KeptResponses
+from runtime.gateway.metrics import exposition
 from runtime.gateway.responses import Responses
-from runtime.gateway.statuses import headers_of, is_fault
+from runtime.gateway.statuses import headers_of
 from runtime.gateway.traffic import Traffic
 from runtime.inference.async_transport import Threads
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator
 
     from starlette.requests import Request
-    from starlette.types import Receive, Scope, Send
 
-    from runtime.gateway.dialect import Call, CountingDialect, Dialect
     from runtime.gateway.models import Models, Standing
-    from runtime.gateway.served import ServedModel
-
-CLIENT_WENT_AWAY: Final = 499
-"""What is counted for a request whose client went away; nobody is told it."""
 
 
 def create_app(
@@ -64,6 +59,10 @@ def create_app(
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", answers(openai), methods=["POST"]),
+            Route("/v1/completions", answers(openai_text), methods=["POST"]),
+            Route("/v1/embeddings", Embedding(models, traffic), methods=["POST"]),
+            Route("/tokenize", Tokenizing(models, traffic), methods=["POST"]),
+            Route("/detokenize", Detokenizing(models, traffic), methods=["POST"]),
             Route("/v1/responses", answers(responses), methods=["POST"]),
             Route("/v1/responses/input_tokens", counts(responses), methods=["POST"]),
             Route("/v1/responses/{response_id}", kept.get, methods=["GET"]),
@@ -73,6 +72,7 @@ def create_app(
             Route("/v1/models", gateway.list_models, methods=["GET"]),
             Route("/v1/models/{model:path}", gateway.one_model, methods=["GET"]),
             Route("/health", gateway.health, methods=["GET"]),
+            Route("/metrics", gateway.metrics, methods=["GET"]),
             Route("/snapshot", gateway.snapshot, methods=["GET"]),
             Route("/logs", gateway.logs, methods=["GET"]),
             *page.routes(),
@@ -83,100 +83,6 @@ def create_app(
     app.state.models = models
     app.state.traffic = traffic
     return app
-
-
-class Answering:
-    """An endpoint that answers in one dialect; a plain ASGI app."""
-
-    def __init__(self, models: Models, traffic: Traffic, dialect: Dialect) -> None:
-        self._models = models
-        self._traffic = traffic
-        self._dialect = dialect
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        reply = Reply(send)
-        traffic = self._traffic
-        traffic.in_flight += 1
-        try:
-            await self._answer(scope, receive, reply)
-        except ClientGoneError:
-            pass
-        finally:
-            traffic.in_flight -= 1
-            traffic.answered[scope["path"], reply.status or CLIENT_WENT_AWAY] += 1
-
-    async def _answer(self, scope: Scope, receive: Receive, reply: Reply) -> None:
-        model: str | None = None
-        try:
-            call = self._read(await read_object(receive))
-            model = call.model
-            async with while_connected(receive), self._models.lease(call) as served:
-                model = served.name
-                if call.stream:
-                    await self._stream(call, served, reply, scope["path"])
-                else:
-                    await self._whole(call, served, reply)
-        except LLMError as exc:
-            status, body = self._dialect.error(exc)
-            status = 413 if isinstance(exc, TooLargeError) else status
-            self._note(exc, scope["path"], status, model)
-            await reply.whole(status, body, headers_of(exc))
-
-    def _read(self, body: Mapping[str, object]) -> Call:
-        return self._dialect.request(body)
-
-    async def _whole(self, call: Call, served: ServedModel, reply: Reply) -> None:
-        meter = self._traffic.history.meter()
-        async with served.perform(call.request, emit=False) as performance:
-            while await performance.advance() is not None:
-                pass
-        meter.end(performance.result)
-        await reply.whole(200, self._dialect.answer(performance.result, call))
-
-    async def _stream(self, call: Call, served: ServedModel, reply: Reply, path: str) -> None:
-        """Write a stream; until it has begun, an error is one of the request."""
-        encoder, meter = self._dialect.encoder(call), self._traffic.history.meter()
-        try:
-            async with served.perform(call.request, emit=True) as performance:
-                while (emitted := await performance.advance()) is not None:
-                    meter.piece()
-                    piece = encoder.piece(emitted.item) if reply.status else None
-                    if piece is None:
-                        await reply.begin()
-                        piece = encoder.begin(served.name) + encoder.piece(emitted.item)
-                    await reply.piece(piece)
-        except LLMError as exc:
-            if reply.status is None:
-                raise
-            self._note(exc, path, self._dialect.error(exc)[0], served.name)
-            await reply.piece(encoder.failed(exc))
-        else:
-            if reply.status is None:
-                await reply.begin()
-                await reply.piece(encoder.begin(served.name))
-            meter.end(performance.result)
-            await reply.piece(encoder.end(performance.result))
-        await reply.end()
-
-    def _note(self, exc: LLMError, path: str, status: int, model: str | None) -> None:
-        if is_fault(exc):
-            self._traffic.failed(path=path, status=status, model=model, exc=exc)
-
-
-class Counting(Answering):
-    """An endpoint that tells how long the prompt of a request is; a plain ASGI app."""
-
-    def __init__(self, models: Models, traffic: Traffic, dialect: CountingDialect) -> None:
-        super().__init__(models, traffic, dialect)
-        self._counting = dialect
-
-    def _read(self, body: Mapping[str, object]) -> Call:
-        return self._counting.count(body)
-
-    async def _whole(self, call: Call, served: ServedModel, reply: Reply) -> None:
-        tokens = await served.count_tokens(call.request)
-        await reply.whole(200, self._counting.counted(tokens))
 
 
 class _Gateway:
@@ -196,6 +102,11 @@ class _Gateway:
         found = health_of(self._models.listed(), default=self._models.default)
         told = {**found.to_dict(), "instance": self._instance}
         return JSONResponse(told, status_code=200 if found.serving else 503)
+
+    async def metrics(self, _: Request) -> Response:
+        """Counters and gauges for Prometheus."""
+        text, kind = exposition(self._models, self._traffic)
+        return Response(text, media_type=kind)
 
     async def list_models(self, _: Request) -> Response:
         """The models in OpenAI's form: those served first, then what else is on this machine."""
@@ -267,7 +178,7 @@ def _picture(standing: Standing) -> dict[str, Any]:
         "error": standing.error.message if standing.error else None,
         "snapshot": server.snapshot().to_dict() if server else None,
         "queue": asdict(served.queue) if served else None,
-        "counters": served.counters() if served else None,
+        "counters": standing.counters,
     }
 
 

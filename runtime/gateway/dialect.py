@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 B = TypeVar("B", bound=BaseModel)
 Wanted = TypeVar("Wanted")
 
+COMMENT: Final = b": still at it\n\n"
+"""A server-sent event that clients skip."""
+
 FOREVER: Final = math.inf
 """The ``keep_alive_s`` of a model that is not unloaded for want of use."""
 
@@ -51,6 +54,7 @@ class Call:
         keep_alive_s: Seconds without use after which the model may be unloaded; ``FOREVER`` for
             never, None for what the gateway does by default.
         echo: What the answer must repeat of the request, in the dialect's own terms.
+        raw: Whether the one message's text is gone on with as it is, without a chat template.
     """
 
     model: str | None
@@ -58,10 +62,16 @@ class Call:
     stream: bool = False
     keep_alive_s: float | None = None
     echo: Mapping[str, object] = field(default_factory=dict)
+    raw: bool = False
 
 
 class Encoder(Protocol):
     """Writes one streamed answer. Every method returns server-sent events, perhaps none."""
+
+    @property
+    def alive(self) -> bytes:
+        """A sign of life between two pieces."""
+        ...
 
     def begin(self, model: str) -> bytes:
         """What comes before the first piece; the model answers by that name."""

@@ -103,9 +103,9 @@ class Reply:
         if data:
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def end(self) -> None:
-        """End the stream."""
-        await self._send({"type": "http.response.body"})
+    async def end(self, data: bytes) -> None:
+        """Send the last piece of the stream."""
+        await self._send({"type": "http.response.body", "body": data})
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self.status = status

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from runtime.gateway.responses import NotKeptError
 
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from starlette.requests import Request
-    from starlette.responses import Response
 
     from runtime.gateway.responses import Responses
 
@@ -33,7 +33,9 @@ class KeptResponses:
 
     def _answer(self, request: Request, do: Callable[[str], Mapping[str, object]]) -> Response:
         try:
-            return JSONResponse(do(request.path_params["response_id"]))
+            body = do(request.path_params["response_id"])
         except NotKeptError as exc:
-            status, body = self._responses.error(exc)
-            return JSONResponse(body, status_code=status)
+            status, problem = self._responses.error(exc)
+            return JSONResponse(problem, status_code=status)
+        # In ASCII: what it repeats of the request may hold half a character, which UTF-8 cannot.
+        return Response(json.dumps(body), media_type="application/json")

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
 
     from runtime.client._seats import Lease
-    from runtime.gateway.dialect import Call
     from runtime.server.snapshot import ServerSnapshot
     from runtime.store import PullProgress
 
@@ -81,6 +80,7 @@ class Standing:
         users: Requests that use it or wait for it.
         held_bytes: Memory that is reckoned with.
         error: Why it could not be loaded, or has failed.
+        counters: What its requests so far came to.
         served: Its client, while it is loaded.
     """
 
@@ -91,6 +91,7 @@ class Standing:
     users: int = 0
     held_bytes: int = 0
     error: LLMError | None = None
+    counters: Mapping[str, object]
     served: ServedModel | None = None
 
 
@@ -156,12 +157,12 @@ class Models:
         Raises:
             LLMError: That failed.
         """
-        async with self.lease(None):
+        async with self.lease():
             pass
 
     async def default_snapshot(self) -> ServerSnapshot:
         """The server of the default model, which is loaded first where it is not."""
-        async with self.lease(None) as served:
+        async with self.lease() as served:
             server = served.server
             assert server is not None  # noqa: S101 - its engine is ours
             return await self._threads.run(server.snapshot)
@@ -175,21 +176,23 @@ class Models:
                 await arrival.task
 
     @contextlib.asynccontextmanager
-    async def lease(self, call: Call | None) -> AsyncGenerator[ServedModel]:
+    async def lease(
+        self, model: str | None = None, keep_alive_s: float | None = None
+    ) -> AsyncGenerator[ServedModel]:
         """The model that a request names, loaded first where it is not; kept for the time being.
 
         Args:
-            call: The request; None for the default model.
+            model: The name; None for the default model.
+            keep_alive_s: Seconds for which it may then be unused; None for what holds for all.
 
         Raises:
             ModelNotFoundError: There is none of that name, and what there is.
             LLMError: It could not be loaded.
         """
-        name = await self.find(call.model if call else None)
+        name = await self.find(model)
         lease = await self._acquire(name)
-        if call is not None and call.keep_alive_s is not None:
-            keep_s = call.keep_alive_s
-            self._pool.keep(name, None if math.isinf(keep_s) else keep_s)
+        if keep_alive_s is not None:
+            self._pool.keep(name, None if math.isinf(keep_alive_s) else keep_alive_s)
         with lease:
             yield lease.loaded
 
@@ -251,6 +254,7 @@ class Models:
             users=int(seat.get("users", 0)),
             held_bytes=int(seat.get("held_bytes", 0)),
             error=error,
+            counters=self._loader.counters(name, served),
             served=served,
         )
 

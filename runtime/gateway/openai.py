@@ -6,25 +6,14 @@ Source: https://platform.openai.com/docs/api-reference/chat
 from __future__ import annotations
 
 import json
-import re
-import secrets
 import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field
 
 from runtime.contracts import LLMMessage, LLMRequest, LLMResponse, ToolCall, ToolSpec
-from runtime.errors import (
-    ContextOverflowError,
-    CrashingRequestError,
-    LLMBadResponseError,
-    LLMCapabilityError,
-    LLMInvalidRequestError,
-    ModelNotFoundError,
-    QueueFullError,
-    RequestTimeoutError,
-)
 from runtime.gateway.dialect import (
+    COMMENT,
     Body,
     Call,
     InvalidFieldError,
@@ -33,14 +22,17 @@ from runtime.gateway.dialect import (
     parsed,
     tools_or_format,
 )
-from runtime.gateway.statuses import status_of
-from runtime.inference.observation import usage_of
+from runtime.gateway.openai_errors import error
+from runtime.gateway.openai_parts import GAP, around_gap, event, new_id, notes_of, usage
+from runtime.inference.stream import ThoughtDelta
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from runtime.contracts import LLMDelta
     from runtime.errors import LLMError
+
+__all__ = ["ChatEncoder", "answer", "encoder", "error", "request"]
 
 _NO_ARGUMENTS: Final[dict[str, object]] = {"type": "object", "properties": {}}
 
@@ -257,7 +249,7 @@ def answer(response: LLMResponse, call: Call) -> dict[str, object]:  # noqa: ARG
             for each in response.tool_calls
         ]
     return {
-        "id": _new_id(),
+        "id": new_id("chatcmpl"),
         "object": "chat.completion",
         "created": int(time.time()),
         "model": response.model,
@@ -270,26 +262,8 @@ def answer(response: LLMResponse, call: Call) -> dict[str, object]:  # noqa: ARG
             }
         ],
         "usage": usage(response),
-        "runtime": told(response),
+        "runtime": notes_of(response),
     }
-
-
-def usage(response: LLMResponse) -> dict[str, object]:
-    """What an answer took, in OpenAI's form."""
-    counts = usage_of(response.usage)
-    cache = (response.raw or {}).get("cache")
-    reused = cache.get("reused", 0) if isinstance(cache, dict) else 0
-    return {
-        "prompt_tokens": counts.prompt_tokens,
-        "completion_tokens": counts.completion_tokens,
-        "total_tokens": counts.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": reused},
-    }
-
-
-def told(response: LLMResponse) -> dict[str, object]:
-    """What the runtime has to say of an answer besides: its seed, recoveries, enforcement."""
-    return {name: value for name, value in (response.raw or {}).items() if name != "reasoning"}
 
 
 def _logprobs(response: LLMResponse) -> object:
@@ -299,12 +273,10 @@ def _logprobs(response: LLMResponse) -> object:
     return None
 
 
-def _new_id() -> str:
-    return f"chatcmpl-{secrets.token_hex(12)}"
-
-
 class ChatEncoder:
     """Writes a streamed chat completion."""
+
+    alive = COMMENT
 
     def __init__(self, call: Call) -> None:
         self._include_usage = bool(call.echo.get("include_usage"))
@@ -315,20 +287,20 @@ class ChatEncoder:
     def begin(self, model: str) -> bytes:
         """The chunk that says whose turn it is."""
         self._head = {
-            "id": _new_id(),
+            "id": new_id("chatcmpl"),
             "object": "chat.completion.chunk",
             "created": int(time.time()),
             "model": model,
         }
-        mark = "\0"
-        choice = {"index": 0, "delta": mark, "logprobs": None, "finish_reason": None}
-        whole = _event(self._chunk(choice))
-        self._before, _, self._after = whole.partition(json.dumps(mark).encode())
+        choice = {"index": 0, "delta": GAP, "logprobs": None, "finish_reason": None}
+        self._before, self._after = around_gap(self._chunk(choice))
         return self._piece(b'{"role":"assistant","content":""}')
 
     def piece(self, delta: LLMDelta) -> bytes:
-        """A piece of text or of a call."""
+        """A piece of text, of a call, or of what the model thinks."""
         made = b""
+        if isinstance(delta, ThoughtDelta):
+            return self._piece(b'{"reasoning_content":%s}' % json.dumps(delta.thought).encode())
         if text := delta.text_delta:
             made = self._piece(b'{"content":%s}' % json.dumps(text).encode())
         if call := delta.tool_call_delta:
@@ -349,14 +321,14 @@ class ChatEncoder:
             "logprobs": None,
             "finish_reason": response.finish_reason,
         }
-        made = _event({**self._chunk(choice), "runtime": told(response)})
+        made = event({**self._chunk(choice), "runtime": notes_of(response)})
         if self._include_usage:
-            made += _event({**self._head, "choices": [], "usage": usage(response)})
+            made += event({**self._head, "choices": [], "usage": usage(response)})
         return made + b"data: [DONE]\n\n"
 
     def failed(self, exc: LLMError) -> bytes:
         """The error, as OpenAI's clients look for it in a stream."""
-        return _event(error(exc)[1])
+        return event(error(exc)[1])
 
     def _chunk(self, choice: Mapping[str, object]) -> dict[str, object]:
         nothing_yet = {"usage": None} if self._include_usage else {}
@@ -369,52 +341,3 @@ class ChatEncoder:
 def encoder(call: Call) -> ChatEncoder:
     """Who writes a streamed answer."""
     return ChatEncoder(call)
-
-
-def _event(data: Mapping[str, object]) -> bytes:
-    return b"data: %s\n\n" % json.dumps(data, separators=(",", ":")).encode()
-
-
-# --- errors -------------------------------------------------------------------------------------
-
-_CODES: Final[tuple[tuple[type[Exception], str], ...]] = (
-    (ContextOverflowError, "context_length_exceeded"),
-    (ModelNotFoundError, "model_not_found"),
-    (QueueFullError, "queue_full"),
-    (RequestTimeoutError, "timeout"),
-    (CrashingRequestError, "engine_crashed"),
-    (LLMBadResponseError, "bad_response"),
-    (LLMCapabilityError, "unsupported"),
-)
-_TYPES: Final = {400: "invalid_request_error", 403: "permission_error", 429: "rate_limit_error"}
-
-_NAMED: Final = re.compile(r"[a-z_]{3,}(?:\[\d+\])?(?= (?:is|has|holds|asks|and|are|given)\b)")
-"""A field at the beginning of a message of the core's."""
-
-
-def error(exc: LLMError) -> tuple[int, dict[str, object]]:
-    """The HTTP status and the body of an error, in OpenAI's shape."""
-    status = status_of(exc)
-    message = f"{exc.message} {exc.hint}" if exc.hint else exc.message
-    problem: dict[str, object] = {
-        "message": message,
-        "type": _TYPES.get(400 if status == 404 else status, "server_error"),
-        "param": _param(exc),
-        "code": next((code for kind, code in _CODES if isinstance(exc, kind)), None),
-    }
-    if isinstance(exc, ContextOverflowError):
-        problem |= {"prompt_tokens": exc.prompt_tokens, "context_tokens": exc.context_tokens}
-    return status, {"error": problem}
-
-
-def _param(exc: LLMError) -> str | None:
-    match exc:
-        case InvalidFieldError(param=param):
-            return param
-        case ModelNotFoundError():
-            return "model"
-        case ContextOverflowError():
-            return "messages"
-        case LLMInvalidRequestError() if named := _NAMED.match(exc.message):
-            return named[0]
-    return None

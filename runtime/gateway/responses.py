@@ -338,7 +338,7 @@ def _text(content: object, at: str) -> str:
     texts = []
     for number, part in enumerate(content_parts(content, at=at)):
         here = f"{at}[{number}]"
-        if part.get("type") not in _TEXTS:
+        if str(part.get("type")) not in _TEXTS:
             raise unfit(
                 f"{here}.type",
                 f"parts of type {part.get('type')!r} are not supported.",
@@ -383,7 +383,7 @@ def _chosen(
         case {"type": "allowed_tools"}:
             allowed = parsed(_Allowed, given, at="tool_choice")
             options["tool_choice"] = allowed.mode
-            names = {tool.get("name") for tool in allowed.tools}
+            names = [tool.get("name") for tool in allowed.tools]
             return [tool for tool in tools if tool.name in names]
     raise unfit(
         "tool_choice",

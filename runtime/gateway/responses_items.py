@@ -28,6 +28,11 @@ def text_part(text: str) -> Item:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
+def thought_part(text: str) -> Item:
+    """The text of what the model thought."""
+    return {"type": "reasoning_text", "text": text}
+
+
 def message(item_id: str, text: str | None, status: str) -> Item:
     """A message of the model's; without content yet where ``text`` is None."""
     content = [] if text is None else [text_part(text)]
@@ -43,7 +48,7 @@ def function_call(item_id: str, call_id: str, name: str, arguments: str, status:
 
 def reasoning(item_id: str, text: str | None, status: str) -> Item:
     """What the model thought; without content yet where ``text`` is None."""
-    content = [] if text is None else [{"type": "reasoning_text", "text": text}]
+    content = [] if text is None else [thought_part(text)]
     told: Item = {"id": item_id, "type": "reasoning", "summary": []}
     return told | {"content": content, "status": status}
 

@@ -6,11 +6,14 @@ The events and their order: https://platform.openai.com/docs/api-reference/respo
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 from runtime.errors import LLMRateLimitError
 from runtime.gateway import openai
 from runtime.gateway import responses_items as parts
+from runtime.gateway.dialect import COMMENT
+from runtime.inference.stream import ThoughtDelta
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,8 +23,59 @@ if TYPE_CHECKING:
     from runtime.gateway.responses_items import Item
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TextKind:
+    """An item that is made of text: how it, its only part and its events look."""
+
+    prefix: str
+    event: str
+    item: Callable[[str, str | None, str], Item]
+    part: Callable[[str], Item]
+    more: Mapping[str, object] = field(default_factory=dict)
+
+
+_MESSAGE: Final = _TextKind(
+    prefix="msg",
+    event="response.output_text",
+    item=parts.message,
+    part=parts.text_part,
+    more={"logprobs": []},
+)
+_REASONING: Final = _TextKind(
+    prefix="rs", event="response.reasoning_text", item=parts.reasoning, part=parts.thought_part
+)
+
+
+class _OpenText:
+    """An item of text whose pieces are arriving."""
+
+    __slots__ = ("item_id", "kind", "pieces")
+
+    def __init__(self, kind: _TextKind) -> None:
+        self.kind = kind
+        self.item_id = parts.new_id(kind.prefix)
+        self.pieces: list[str] = []
+
+
+class _OpenCall:
+    """A call of a tool whose arguments are arriving."""
+
+    __slots__ = ("call_id", "item_id", "name", "pieces")
+
+    def __init__(self, call_id: str, name: str) -> None:
+        self.call_id = call_id
+        self.name = name
+        self.item_id = parts.new_id("fc")
+        self.pieces: list[str] = []
+
+    def item(self, arguments: str, status: str) -> Item:
+        return parts.function_call(self.item_id, self.call_id, self.name, arguments, status)
+
+
 class Encoder:
     """One answer as a stream of events; see :class:`runtime.gateway.dialect.Encoder`."""
+
+    alive = COMMENT
 
     def __init__(
         self, base: Mapping[str, object], done: Callable[[Item, LLMResponse], None]
@@ -36,7 +90,7 @@ class Encoder:
         self._done = done
         self._number = 0
         self._output: list[Item] = []
-        self._open: _OpenItem | None = None
+        self._open: _OpenText | _OpenCall | None = None
 
     def begin(self, model: str) -> bytes:
         """What comes before the first piece."""
@@ -47,28 +101,24 @@ class Encoder:
 
     def piece(self, delta: LLMDelta) -> bytes:
         """A piece of the answer."""
-        made = b""
+        if isinstance(delta, ThoughtDelta):
+            return self._text(_REASONING, delta.thought)
         if delta.text_delta:
-            if self._open is None or self._open.call_id is not None:
-                made += self._close() + self._begin_message()
-            made += self._add("response.output_text.delta", delta.text_delta)
+            return self._text(_MESSAGE, delta.text_delta)
+        made = b""
         if call := delta.tool_call_delta:
-            if self._open is None or self._open.call_id != call.call_id:
+            if not isinstance(self._open, _OpenCall) or self._open.call_id != call.call_id:
                 made += self._close() + self._begin_call(call)
-            if call.arguments_json_delta:
-                made += self._add(
-                    "response.function_call_arguments.delta", call.arguments_json_delta
-                )
+            if more := call.arguments_json_delta:
+                made += self._add("response.function_call_arguments.delta", more)
         return made
 
     def end(self, response: LLMResponse) -> bytes:
         """The end of an answer that is complete."""
         made = b""
-        if self._open is None and not self._output:
-            made += self._begin_message()
+        if not (response.text or response.tool_calls):
+            made += self._text(_MESSAGE, "")  # an answer has one, be it an empty one
         made += self._close(parts.status_of(response))
-        if thought := (response.raw or {}).get("reasoning"):
-            made += self._thought(str(thought))
         whole = parts.completed(self._base, response, self._output)
         self._done(whole, response)
         return made + self._event(f"response.{whole['status']}", response=whole)
@@ -95,55 +145,42 @@ class Encoder:
 
     # --- items ------------------------------------------------------------------------------------
 
-    def _begin_message(self) -> bytes:
-        self._open = opened = _OpenItem(parts.new_id("msg"))
-        return self._added(parts.message(opened.item_id, None, parts.IN_PROGRESS)) + self._here(
-            "response.content_part.added", content_index=0, part=parts.text_part("")
-        )
+    def _text(self, kind: _TextKind, text: str) -> bytes:
+        made = b""
+        if not isinstance(self._open, _OpenText) or self._open.kind is not kind:
+            made = self._close()
+            self._open = opened = _OpenText(kind)
+            made += self._added(kind.item(opened.item_id, None, parts.IN_PROGRESS))
+            made += self._here("response.content_part.added", content_index=0, part=kind.part(""))
+        if text:
+            made += self._add(f"{kind.event}.delta", text, content_index=0, **kind.more)
+        return made
 
     def _begin_call(self, call: ToolCallDelta) -> bytes:
-        call_id, name = str(call.call_id), call.name or ""
-        self._open = opened = _OpenItem(parts.new_id("fc"), call_id=call_id, name=name)
-        return self._added(
-            parts.function_call(opened.item_id, call_id, name, "", parts.IN_PROGRESS)
-        )
+        self._open = _OpenCall(str(call.call_id), call.name or "")
+        return self._added(self._open.item("", parts.IN_PROGRESS))
 
-    def _add(self, kind: str, text: str) -> bytes:
-        opened = self._opened()
-        opened.pieces.append(text)
-        if opened.call_id is not None:
-            return self._here(kind, delta=text)
-        return self._here(kind, content_index=0, delta=text, logprobs=[])
+    def _add(self, event: str, text: str, **more: object) -> bytes:
+        self._opened().pieces.append(text)
+        return self._here(event, delta=text, **more)
 
     def _close(self, status: str = "completed") -> bytes:
-        if self._open is None:
+        opened = self._open
+        if opened is None:
             return b""
-        opened, text = self._open, "".join(self._open.pieces)
-        if opened.call_id is None:
-            item = parts.message(opened.item_id, text, status)
-            made = self._here(
-                "response.output_text.done", content_index=0, text=text, logprobs=[]
-            ) + self._here(
-                "response.content_part.done", content_index=0, part=parts.text_part(text)
-            )
-        else:
-            item = parts.function_call(opened.item_id, opened.call_id, opened.name, text, status)
+        text = "".join(opened.pieces)
+        if isinstance(opened, _OpenCall):
+            item = opened.item(text, status)
             made = self._here(
                 "response.function_call_arguments.done", name=opened.name, arguments=text
             )
+        else:
+            kind = opened.kind
+            item = kind.item(opened.item_id, text, status)
+            made = self._here(f"{kind.event}.done", content_index=0, text=text, **kind.more)
+            made += self._here("response.content_part.done", content_index=0, part=kind.part(text))
         self._open = None
         return made + self._finished(item)
-
-    def _thought(self, text: str) -> bytes:
-        """An item with what the model thought, of which streams tell when they are over."""
-        self._open = opened = _OpenItem(parts.new_id("rs"))
-        made = (
-            self._added(parts.reasoning(opened.item_id, None, parts.IN_PROGRESS))
-            + self._here("response.reasoning_text.delta", content_index=0, delta=text)
-            + self._here("response.reasoning_text.done", content_index=0, text=text)
-        )
-        self._open = None
-        return made + self._finished(parts.reasoning(opened.item_id, text, "completed"))
 
     def _added(self, item: Item) -> bytes:
         return self._event("response.output_item.added", output_index=len(self._output), item=item)
@@ -160,7 +197,7 @@ class Encoder:
             kind, item_id=self._opened().item_id, output_index=len(self._output), **fields
         )
 
-    def _opened(self) -> _OpenItem:
+    def _opened(self) -> _OpenText | _OpenCall:
         if self._open is None:
             raise AssertionError("no item is open")
         return self._open
@@ -169,15 +206,3 @@ class Encoder:
         data = json.dumps({"type": kind, "sequence_number": self._number, **fields})
         self._number += 1
         return f"event: {kind}\ndata: {data}\n\n".encode()
-
-
-class _OpenItem:
-    """An item whose pieces are arriving; of a tool call when it has a ``call_id``."""
-
-    __slots__ = ("call_id", "item_id", "name", "pieces")
-
-    def __init__(self, item_id: str, *, call_id: str | None = None, name: str = "") -> None:
-        self.item_id = item_id
-        self.call_id = call_id
-        self.name = name
-        self.pieces: list[str] = []

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import psutil
 
 from runtime.client.aio import AsyncLlamaClient
+from runtime.inference import tokens, wishes
 from runtime.inference.async_transport import AsyncWire
 from runtime.inference.failures import client_closed
+from runtime.inference.observation import summed
 from runtime.server.lifecycle import RESTING_STATES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from runtime.client._routed import KnownModel
-    from runtime.contracts import LLMRequest, LLMResponse
+    from runtime.contracts import LLMResponse
+    from runtime.gateway.dialect import Call
     from runtime.inference.async_transport import Performance
     from runtime.inference.effects import Flow
     from runtime.inference.queueing import QueueCounts
@@ -58,13 +61,22 @@ class ServedModel(AsyncLlamaClient):
         """What its requests so far came to."""
         return self._observer.counters()
 
-    def perform(self, request: LLMRequest, *, emit: bool) -> Performance[LLMResponse]:
+    async def tokenize(self, text: str, options: Mapping[str, object]) -> list[object]:
+        """The tokens of a text; see :func:`runtime.inference.tokens.tokenize`."""
+        return await self._run(self._source, tokens.tokenize(text, options, self._limits))
+
+    async def detokenize(self, given: Sequence[int]) -> str:
+        """The text that tokens stand for."""
+        return await self._run(self._source, tokens.detokenize(given, self._limits))
+
+    def perform(self, call: Call, *, emit: bool) -> Performance[LLMResponse]:
         """An answer under way; see :class:`Performance`.
 
         Raises:
             LLMInvalidRequestError: The request cannot be right.
         """
-        wish = self._request_wish(request)
+        read = wishes.from_text if call.raw else wishes.from_request
+        wish = read(call.request, policy=self._settings.policy)
 
         async def begin() -> Flow[LLMResponse]:
             return self._conversation(wish, None, emit=emit)
@@ -95,6 +107,7 @@ class ServedLoader:
         self._lock = threading.Lock()
         self._closing = False
         self._starting: set[ServedModel] = set()
+        self._past: dict[str, dict[str, object]] = {}
 
     def close(self) -> None:
         """Give up what is being fetched or started; what has arrived is kept for the next time."""
@@ -123,9 +136,17 @@ class ServedLoader:
                 self._starting.discard(served)
         return served
 
-    def unload(self, name: str, loaded: ServedModel) -> None:  # noqa: ARG002 - of the protocol
+    def unload(self, name: str, loaded: ServedModel) -> None:
         """End a client and its engine."""
         loaded.end()
+        with self._lock:
+            self._past[name] = self.counters(name, loaded)
+
+    def counters(self, name: str, loaded: ServedModel | None) -> dict[str, object]:
+        """What the requests to a model came to, those from before it was loaded anew included."""
+        past = self._past.get(name)
+        told = [loaded.counters()] if loaded is not None else []
+        return summed([past, *told] if past else told)
 
     def usable(self, name: str, loaded: ServedModel) -> bool:  # noqa: ARG002 - of the protocol
         """Whether its engine runs, or is being restarted."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections import Counter, deque
+from bisect import bisect_left
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _REMEMBERED: Final = 20
+
+BUCKETS_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, math.inf)
+"""Upper bounds of the times that are told apart, seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +50,8 @@ class Traffic:
         started_at: The same as ISO 8601.
         in_flight: Requests that are being answered.
         answered: Answers by path and status; 499 where the client went away before.
+        times: Answers by path and how long they took, for each of ``BUCKETS_S``.
+        took_s: Seconds that all answers of a path took.
         faults: The last faults, oldest first.
         history: Tokens of each of the last seconds.
     """
@@ -55,7 +62,16 @@ class Traffic:
         self.in_flight = 0
         self.history = TokenHistory()
         self.answered: Counter[tuple[str, int]] = Counter()
+        self.times: dict[str, list[int]] = {}
+        self.took_s: defaultdict[str, float] = defaultdict(float)
         self.faults: deque[Fault] = deque(maxlen=_REMEMBERED)
+
+    def over(self, path: str, status: int, took_s: float) -> None:
+        """A request was answered, or given up by its client."""
+        self.answered[path, status] += 1
+        times = self.times.setdefault(path, [0] * len(BUCKETS_S))
+        times[bisect_left(BUCKETS_S, took_s)] += 1
+        self.took_s[path] += took_s
 
     def failed(self, *, path: str, status: int, model: str | None, exc: Exception) -> None:
         """Remember a fault."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from runtime.gateway.connection import CorkedTransport
 
 if TYPE_CHECKING:
     import asyncio
@@ -30,7 +32,7 @@ class TimedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there, and may not stay without saying what it wants."""
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", CorkedTransport(transport)))
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import platform as host
 import shutil
-import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -51,6 +51,7 @@ def gpus(
     path: str | None = None,
     platform: str = sys.platform,
     timeout_s: float = TOOL_TIMEOUT_S,
+    total_s: float = 4 * TOOL_TIMEOUT_S,
 ) -> tuple[Gpu, ...]:
     """The GPUs that the tools installed here report, unusable ones with their problem.
 
@@ -61,13 +62,18 @@ def gpus(
         path: Where tools are looked for, in the form of ``$PATH``; None for ``$PATH``.
         platform: As in ``sys.platform``.
         timeout_s: Longest time for one tool.
+        total_s: Longest time for all of them; one that hangs leaves the others what is left.
     """
+    until_s = time.monotonic() + total_s
 
     def tool(name: str) -> str | None:
         return shutil.which(name, path=path)
 
     def ask(*command: str) -> _Answer:
-        return _ask(command, timeout_s)
+        left_s = until_s - time.monotonic()
+        if left_s <= 0:
+            return _Answer("", "it was not asked, because others before it took all the time")
+        return _ask(command, min(timeout_s, left_s))
 
     found: list[Gpu] = []
     if platform == "darwin":
@@ -129,30 +135,17 @@ class _Answer:
 
 def _ask(command: Sequence[str], timeout_s: float) -> _Answer:
     """Runs a tool to its end or to the timeout; nothing of it is left running."""
-    import subprocess  # noqa: PLC0415 - not needed to guess
+    from runtime import programs  # noqa: PLC0415 - not needed to guess
 
     try:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},
-            start_new_session=True,
-        )
+        ran = programs.run(command, env={**os.environ, "LC_ALL": "C"}, timeout_s=timeout_s)
     except OSError as exc:
         return _Answer("", f"it cannot be started: {exc.strerror or exc}")
-    with child:
-        try:
-            output, errors = child.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.communicate()
-            return _Answer("", f"it gave no answer within {timeout_s:g} s")
-    text = output.decode("utf-8", "replace")
-    if child.returncode == 0:
-        return _Answer(text, None)
-    said = [line.strip() for line in f"{text}\n{errors.decode('utf-8', 'replace')}".splitlines()]
+    if ran.returncode is None:
+        return _Answer("", f"it gave no answer within {timeout_s:.3g} s")
+    if ran.returncode == 0:
+        return _Answer(ran.output, None)
+    said = (line.strip() for line in f"{ran.output}\n{ran.errors}".splitlines())
     first = next((line for line in said if line), "")
-    ending = f"exit code {child.returncode}"
-    return _Answer(text, f"{first[:200]} ({ending})" if first else ending)
+    ending = f"exit code {ran.returncode}"
+    return _Answer(ran.output, f"{first[:200]} ({ending})" if first else ending)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from runtime.inference.effects import Flow, HttpHead
 
 CHAT_PATH = "/v1/chat/completions"
+TEXT_PATH = "/v1/completions"
 
 MAX_BODY_BYTES = 256 * 1024 * 1024
 """Longest answer that is read into memory."""

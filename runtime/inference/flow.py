@@ -31,7 +31,14 @@ from runtime.inference.effects import (
     locate,
     read_all,
 )
-from runtime.inference.exchange import CHAT_PATH, MAX_BODY_BYTES, broken, opened, post
+from runtime.inference.exchange import (
+    CHAT_PATH,
+    MAX_BODY_BYTES,
+    TEXT_PATH,
+    broken,
+    opened,
+    post,
+)
 from runtime.inference.recovery import BrokeOffError, Course, DivergedError
 from runtime.inference.sse import SseDecoder
 from runtime.inference.stream import ThoughtDelta
@@ -254,7 +261,8 @@ def _attempt(ask: _Ask, asked: Wish, answer: Answer, seed: int) -> Flow[_Got]:
     if asked.tools and asked.tools.call_wanted:
         answer.hold_text()
     thinking = payload.thinks(asked, endpoint)
-    if not (asked.continued or (thinking and thinking.separated)):
+    own_words = asked.continued or asked.prompt is not None
+    if not (own_words or (thinking and thinking.separated)):
         answer.read_thoughts(thinking)
     incidents = ask.backend.incidents
     course.generation = endpoint.generation
@@ -262,7 +270,8 @@ def _attempt(ask: _Ask, asked: Wish, answer: Answer, seed: int) -> Flow[_Got]:
         incidents.sent(ask.ticket, endpoint.generation)
     phase: Phase = "first_token" if stream else "total"
     try:
-        head = yield from opened(post(endpoint, CHAT_PATH, body), clock, phase)
+        path = CHAT_PATH if asked.prompt is None else TEXT_PATH
+        head = yield from opened(post(endpoint, path, body), clock, phase)
     except BrokeOffError as exc:
         if not exc.reached:
             incidents.never_reached(ask.ticket, endpoint.generation)

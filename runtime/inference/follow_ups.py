@@ -100,9 +100,11 @@ def going_on(wish: Wish, text: str, tokens: int) -> Wish:
         text: The answer as far as it came.
         tokens: Tokens of that; they are taken off the bound.
     """
+    left = None if wish.max_tokens is None else max(1, wish.max_tokens - tokens)
+    if wish.prompt is not None:
+        return replace(wish, prompt=wish.prompt + text, max_tokens=left)
     before = wish.messages[:-1] if wish.continued else wish.messages
     begun: dict[str, object] = {"role": "assistant", "content": wish.continued + text}
-    left = None if wish.max_tokens is None else max(1, wish.max_tokens - tokens)
     return replace(wish, messages=(*before, begun), max_tokens=left)
 
 

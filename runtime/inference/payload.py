@@ -48,9 +48,10 @@ def body(
             )
     told = prompts_tools(wish, endpoint)
     messages = _shaped(wish, told=told)
+    said = {"messages": messages} if wish.prompt is None else {"prompt": wish.prompt}
     made: dict[str, object] = {
         "model": wish.model or endpoint.model,
-        "messages": messages,
+        **said,
         **wish.recommended,
         **wish.options,
         "seed": seed,
@@ -106,7 +107,8 @@ def thinks(wish: Wish, endpoint: Endpoint) -> Thinking | None:
     """How the model will think before it answers; None when it will not, or that is not known."""
     switches = wish.options.get("chat_template_kwargs")
     forbidden = isinstance(switches, Mapping) and switches.get("enable_thinking") is False
-    return None if forbidden or wish.continued else endpoint.capabilities.thinking
+    own_words = wish.continued or wish.prompt is not None
+    return None if forbidden or own_words else endpoint.capabilities.thinking
 
 
 def prompts_tools(wish: Wish, endpoint: Endpoint) -> bool:

@@ -266,7 +266,7 @@ class Answer:
             if problem := failures.error_object(whole):
                 raise failures.from_error_object(problem)
             choice = whole["choices"][0]
-            message = choice["message"]
+            message = choice.get("message") or {"content": choice["text"]}  # of a text completion
             text = _text(message.get("content"))
             if isinstance(message.get("content"), str):
                 message["content"] = text = text.removeprefix(continued)
@@ -285,7 +285,7 @@ class Answer:
             self._head = {name: chunk[name] for name in names if name in chunk}
             self.model = chunk.get("model")
         for choice in chunk["choices"][:1]:
-            delta = choice.get("delta") or {}
+            delta = choice.get("delta") or {"content": choice.get("text")}  # of a text completion
             if thought := _text(delta.get("reasoning_content") or delta.get("reasoning")):
                 self._thoughts = None  # the server keeps them apart
                 self._reasoning.append(thought)

@@ -62,6 +62,8 @@ class Wish:
         repair: How far the history is brought into order, since a template refused it: 0 as it
             is, 1 into the order that the strictest ask for, 2 into plain turns of two.
         tells_tools: Whether tools are told in the prompt although the template may know them.
+        prompt: The text to go on with as it is, instead of a conversation; ``messages`` then holds
+            it as the one thing that is said.
     """
 
     messages: tuple[dict[str, object], ...]
@@ -76,10 +78,13 @@ class Wish:
     policy: Policy = _PLAIN
     repair: int = 0
     tells_tools: bool = False
+    prompt: str | None = None
 
     @property
     def continued(self) -> str:
         """The assistant message that is to be continued; empty when there is none."""
+        if self.prompt is not None:
+            return ""
         last = self.messages[-1]
         content = last["content"]
         return content if last["role"] == "assistant" and isinstance(content, str) else ""
@@ -133,6 +138,21 @@ def from_request(request: object, *, policy: Policy = _PLAIN) -> Wish:
         options=getattr(request, "provider_options", None),
         policy=policy,
     )
+
+
+def from_text(request: object, *, policy: Policy = _PLAIN) -> Wish:
+    """The wish to go on with the text of a request's one message, without a chat template.
+
+    Raises:
+        LLMInvalidRequestError: Something in it cannot be right.
+    """
+    wish = from_request(request, policy=policy)
+    if len(wish.messages) != 1 or wish.tools or wish.schema:
+        raise LLMInvalidRequestError(
+            "A text to go on with is one message, without tools or a response schema.",
+            hint="Ask for a chat completion.",
+        )
+    return replace(wish, prompt=str(wish.messages[0]["content"]))
 
 
 def from_prompt(

@@ -268,6 +268,11 @@ class ServerManager:
         return self._supervisor.view.pid
 
     @property
+    def restarts(self) -> int:
+        """How often the engine was started again by itself."""
+        return self._supervisor.view.restarts
+
+    @property
     def state(self) -> State:
         """Where the server is in its life."""
         return self._supervisor.view.state

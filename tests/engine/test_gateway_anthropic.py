@@ -97,6 +97,25 @@ def test_a_stop_sequence_is_told(claude: anthropic.Anthropic) -> None:
     assert "model" not in str(message.content)
 
 
+def test_thoughts_are_blocks_of_their_own(claude: anthropic.Anthropic) -> None:
+    asked: Any = {
+        "model": MODEL,
+        "max_tokens": 64,
+        "messages": HELLO,
+        "extra_body": {"grammar": 'root ::= "<think>Hm, well.</think>So."'},
+    }
+
+    whole = claude.messages.create(**asked)
+    with claude.messages.stream(**asked) as stream:
+        final = stream.get_final_message()
+
+    messages: list[Any] = [whole, final]
+    for message in messages:
+        thought, said = message.content
+        assert (thought.type, thought.thinking) == ("thinking", "Hm, well.")
+        assert (said.type, said.text) == ("text", "So.")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_tool_is_called_and_its_result_answered(
     claude: anthropic.Anthropic, stream: bool

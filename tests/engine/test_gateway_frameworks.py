@@ -11,7 +11,7 @@ import openai
 import pytest
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel, SecretStr
 from pydantic_ai import Agent, NativeOutput
 from pydantic_ai.exceptions import ModelHTTPError
@@ -101,6 +101,18 @@ def test_langchain_calls_tools(langchain: ChatOpenAI) -> None:
     said += [weather.invoke(call) for call in said[-1].tool_calls]
 
     assert agent.invoke(said).text
+
+
+def test_langchain_embeds(gateway_of_tools: Gateway) -> None:
+    options: dict[str, Any] = {"base_url": f"{gateway_of_tools.url}/v1", "api_key": KEY}
+    # Else it counts tokens by a vocabulary that it downloads, and sends their numbers.
+    options["check_embedding_ctx_length"] = False
+    with openai.DefaultHttpxClient() as http:
+        embedder = OpenAIEmbeddings(model=MODEL, http_client=http, **options)
+        first, second, again = embedder.embed_documents(["one", "two", "one"])
+
+    assert first == pytest.approx(again, abs=1e-6)
+    assert first != pytest.approx(second, abs=1e-3)
 
 
 def test_langchain_raises_openais_errors(langchain: ChatOpenAI) -> None:

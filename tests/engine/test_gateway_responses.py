@@ -89,6 +89,23 @@ def test_a_streamed_response_is_the_same(client: openai.OpenAI) -> None:
     assert [event.sequence_number for event in events] == list(range(len(events)))
 
 
+def test_thoughts_are_items_of_their_own(client: openai.OpenAI) -> None:
+    grammar = {"grammar": 'root ::= "<think>Hm, well.</think>So."'}
+
+    whole = client.responses.create(**ASK, extra_body=grammar)
+    with client.responses.stream(**ASK, extra_body=grammar) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_response()
+
+    both: list[Any] = [whole, final]
+    for answered in both:
+        thought = answered.output[0]
+        assert thought.type == "reasoning"
+        assert thought.content[0].text == "Hm, well."
+        assert answered.output_text == "So."
+    assert kinds.index("response.reasoning_text.done") < kinds.index("response.output_text.delta")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_tool_is_called_and_the_conversation_goes_on(client: openai.OpenAI, stream: bool) -> None:
     asked: Any = {**ASK, "tools": [WEATHER], "tool_choice": "required"}

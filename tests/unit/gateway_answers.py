@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import strategies as st
 
 from runtime.contracts import LLMDelta, LLMResponse, ToolCall, ToolCallDelta, Usage
+from runtime.inference.stream import ThoughtDelta
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,7 +38,9 @@ def call(name: str = "add", arguments: str = '{"x": 1}', call_id: str = "call_1"
 
 def pieces(whole: LLMResponse, cuts: Sequence[int] = (3,)) -> list[LLMDelta]:
     """The pieces of an answer, each as long as ``cuts`` say in turn."""
-    made = [LLMDelta(text_delta=piece) for piece in _cut(whole.text, cuts)]
+    thought = str((whole.raw or {}).get("reasoning", ""))
+    made: list[LLMDelta] = [ThoughtDelta(thought=piece) for piece in _cut(thought, cuts)]
+    made += [LLMDelta(text_delta=piece) for piece in _cut(whole.text, cuts)]
     for each in whole.tool_calls:
         first = ToolCallDelta(call_id=each.call_id, name=each.name)
         made.append(LLMDelta(tool_call_delta=first))
@@ -73,14 +76,14 @@ def events(data: bytes) -> list[Mapping[str, Any]]:
 
 @st.composite
 def answers(draw: st.DrawFn) -> LLMResponse:
-    """Any answer with text, calls or both."""
-    text = draw(st.text(max_size=20))
+    """Any answer with thoughts, text, calls or all of these."""
+    text, thought = draw(st.text(max_size=20)), draw(st.text(max_size=20))
     arguments = st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5))
     made = [
         call(arguments=json.dumps(given), call_id=f"call_{number}")
         for number, given in enumerate(draw(st.lists(arguments, max_size=3)))
     ]
-    return response(text, *made)
+    return response(text, *made, raw={"reasoning": thought} if thought else {})
 
 
 CUTS = st.lists(st.integers(min_value=1, max_value=9), min_size=1, max_size=4)

@@ -233,6 +233,7 @@ def said(*blocks: dict[str, Any], role: str = "user") -> dict[str, object]:
         ({"messages": [{"role": "user", "content": ["a"]}]}, "messages[0].content[0]"),
         (said({"type": "text", "text": "a"}, IMAGE), "messages[0].content[1].type"),
         (said({"type": "document"}), "messages[0].content[0].type"),
+        (said({"type": []}), "messages[0].content[0].type"),
         (said({"type": "text"}), "messages[0].content[0].text"),
         (said(USE), "messages[0].content[0]"),
         (said(RESULT | {"content": [IMAGE]}), "messages[0].content[0].content[0].type"),
@@ -359,6 +360,8 @@ def accumulated(made: LLMResponse, cuts: Sequence[int] = (3,)) -> Message:
                 assert block["open"]
                 if delta["type"] == "text_delta":
                     block["text"] += delta["text"]
+                elif delta["type"] == "thinking_delta":
+                    block["thinking"] += delta["thinking"]
                 else:
                     block["json"] += delta["partial_json"]
             case {"type": "content_block_stop"}:

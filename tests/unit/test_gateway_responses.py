@@ -219,6 +219,10 @@ def test_what_only_steers_the_service_is_tolerated() -> None:
             {"input": [{"role": "user", "content": [{"type": "input_text"}]}]},
             "input[0].content[0].text",
         ),
+        (
+            {"input": [{"role": "user", "content": [{"type": []}]}]},
+            "input[0].content[0].type",
+        ),
         ({"input": [{"type": "web_search_call", "id": "x"}]}, "input[0].type"),
         ({"input": [{"type": "function_call", "name": "n"}]}, "input[0].call_id"),
         ({"input": [{"type": "item_reference", "id": "msg_0"}]}, "input[0].id"),
@@ -329,11 +333,11 @@ def accumulated(found: Sequence[Mapping[str, Any]]) -> Response:
             case {"type": "response.content_part.added", "part": part}:
                 assert event["content_index"] == len(output[-1]["content"])
                 output[-1]["content"].append(part)
-            case {"type": "response.output_text.delta"}:
+            case {"type": "response.output_text.delta" | "response.reasoning_text.delta"}:
                 output[-1]["content"][event["content_index"]]["text"] += event["delta"]
             case {"type": "response.function_call_arguments.delta"}:
                 output[-1]["arguments"] += event["delta"]
-            case {"type": "response.output_text.done"}:
+            case {"type": "response.output_text.done" | "response.reasoning_text.done"}:
                 assert event["text"] == output[-1]["content"][-1]["text"]
             case {"type": "response.function_call_arguments.done"}:
                 assert event["arguments"] == output[-1]["arguments"]

@@ -1,0 +1,253 @@
+"""What the gateway offers besides chat, and how it behaves under pressure, before a real engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import openai
+import pytest
+
+from runtime.testing.tiny_model import build_tiny_model
+from tests.conftest import is_gone, wait_until
+from tests.gateways import Gateway, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.engine, pytest.mark.process]
+
+HELLO: Any = [{"role": "user", "content": "Hello there."}]
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two models, the first of which is the default."""
+    second = tmp_path_factory.mktemp("second") / "second.gguf"
+    build_tiny_model(second)
+    return [str(tiny_model_path), str(second)]
+
+
+@pytest.fixture(scope="module")
+def gateway(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    home = tmp_path_factory.mktemp("home")
+    options = ("--models", ",".join(models), "--ctx-size", "2048", "--parallel", "4")
+    with serving(*options, home=home) as running:
+        yield running
+
+
+@pytest.fixture
+def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
+    with gateway.client(max_retries=0) as made:
+        yield made
+
+
+def states(gateway: Gateway) -> dict[str, str]:
+    found: dict[str, str] = gateway.get("/health").body["models"]
+    return found
+
+
+def running(gateway: Gateway) -> int:
+    """Requests at work or in line, at all models."""
+    queues = [each["queue"] for each in gateway.get("/snapshot").body["models"]]
+    return sum(queue["running"] + queue["waiting"] for queue in queues if queue)
+
+
+# --- other endpoints ----------------------------------------------------------------------------
+
+
+def test_completions_go_on_with_a_text(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "tiny-chat", "prompt": "Once upon", "max_tokens": 8, "seed": 4}
+    whole = client.completions.create(**asked, echo=True)
+    text = whole.choices[0].text
+    assert text.startswith("Once upon")
+    assert whole.usage
+    assert whole.usage.completion_tokens == 8
+    pieces = client.completions.create(**asked, stream=True)
+    assert "Once upon" + "".join(piece.choices[0].text for piece in pieces) == text
+    assert client.completions.create(model="tiny-chat", prompt="Once").usage.completion_tokens <= 16  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "more", [{"suffix": "."}, {"logprobs": 2}, {"n": 3}, {"prompt": ["a", "b"]}, {"prompt": [1]}]
+)
+def test_what_completions_cannot_do_is_refused(client: openai.OpenAI, more: Any) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(**{"model": "tiny-chat", "prompt": "Once", **more})
+    assert caught.value.param == next(iter(more))
+
+
+def test_embeddings_in_both_encodings(client: openai.OpenAI) -> None:
+    packed = client.embeddings.create(model="tiny-chat", input=["one", "two"])  # base64 by default
+    plain = client.embeddings.create(
+        model="tiny-chat", input=["one", "two"], encoding_format="float"
+    )
+    assert [each.index for each in packed.data] == [0, 1]
+    for ours, theirs in zip(packed.data, plain.data, strict=True):
+        assert ours.embedding == pytest.approx(theirs.embedding, abs=1e-6)
+    assert packed.usage.prompt_tokens == plain.usage.prompt_tokens > 0
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.embeddings.create(model="tiny-chat", input="one", dimensions=7)
+    assert caught.value.param == "dimensions"
+
+
+def test_texts_become_tokens_and_texts_again(gateway: Gateway) -> None:
+    found = gateway.post("/tokenize", {"content": "hello there"}).body
+    assert found["count"] == len(found["tokens"]) > 0
+    back = gateway.post("/detokenize", {"tokens": found["tokens"]}).body
+    assert back["content"] == "hello there"
+
+
+def test_prometheus_is_told_what_was_done(gateway: Gateway, client: openai.OpenAI) -> None:
+    from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415
+
+    def value(name: str, **labels: str) -> float:
+        families = text_string_to_metric_families(gateway.get("/metrics").body)
+        samples = [sample for family in families for sample in family.samples]
+        return sum(
+            s.value for s in samples if s.name == name and labels.items() <= s.labels.items()
+        )
+
+    asked = {"model": "tiny-chat", "kind": "completion"}
+    before = value("llama_runtime_model_tokens_total", **asked)
+    client.chat.completions.create(model="tiny-chat", messages=HELLO, max_tokens=5)
+    assert value("llama_runtime_model_tokens_total", **asked) == before + 5
+    path = "/v1/chat/completions"
+    count = value("llama_runtime_http_requests_total", path=path, status="200")
+    assert count >= 1
+    assert value("llama_runtime_http_request_duration_seconds_count", path=path) >= count
+    assert value("llama_runtime_model_state", model="tiny-chat", state="ready") == 1
+
+
+# --- several models -----------------------------------------------------------------------------
+
+
+def test_a_second_model_is_loaded_when_asked_for_and_kept_as_long_as_was_said(
+    gateway: Gateway, client: openai.OpenAI
+) -> None:
+    assert states(gateway)["second"] == "unloaded"
+    reply = client.chat.completions.create(
+        model="second", messages=HELLO, max_tokens=2, extra_body={"keep_alive": "10m"}
+    )
+    assert reply.model == "second"
+    assert states(gateway) == {"tiny-chat": "ready", "second": "ready"}
+    engine = gateway.engine_pid("second")
+    client.chat.completions.create(
+        model="second", messages=HELLO, max_tokens=2, extra_body={"keep_alive": 0}
+    )
+    wait_until("it is unloaded", lambda: states(gateway)["second"] == "unloaded")
+    assert is_gone(engine)
+    assert gateway.get("/health").body["status"] == "ready"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(
+            model="second", messages=HELLO, extra_body={"keep_alive": "soon"}
+        )
+    assert caught.value.param == "keep_alive"
+
+
+# --- pressure -----------------------------------------------------------------------------------
+
+
+def test_a_client_that_goes_away_frees_its_slot_at_once(gateway: Gateway) -> None:
+    """A plain socket, so that nothing but the end of the connection tells of it."""
+    address = urlsplit(gateway.url)
+    body = json.dumps({"messages": HELLO, "max_tokens": 1900, "stream": True, "ignore_eos": True})
+    with socket.create_connection((address.hostname or "", address.port or 0)) as connection:
+        connection.sendall(
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        assert running(gateway) == 1
+    left_at = time.monotonic()
+    wait_until("the slot is free", lambda: running(gateway) == 0, timeout_s=2)
+    assert time.monotonic() - left_at < 0.2 + 0.2  # what it took to look included
+    counts = gateway.get("/metrics").body
+    assert 'http_requests_total{path="/v1/chat/completions",status="499"} 1.0' in counts
+    assert 'answers_total{model="tiny-chat",outcome="cancelled"} 1.0' in counts
+
+
+def test_64_clients_on_4_slots_without_an_error(gateway: Gateway) -> None:
+    def ask(number: int) -> int:
+        with gateway.client(max_retries=0) as each:
+            reply = each.chat.completions.create(
+                model="tiny-chat", messages=HELLO, max_tokens=4, seed=number
+            )
+        assert reply.usage
+        return reply.usage.completion_tokens
+
+    with ThreadPoolExecutor(64) as pool:
+        counts = list(pool.map(ask, range(64)))
+    assert len(counts) == 64
+    assert running(gateway) == 0
+
+
+def test_streams_outlive_their_engine_and_health_answers_meanwhile(
+    tiny_model_path: Path, tmp_path: Path
+) -> None:
+    """20 streams, 4 at work and 16 in line, when the engine is killed."""
+    options = ("--ctx-size", "2048", "--parallel", "4")
+    with (
+        serving(tiny_model_path, *options, home=tmp_path) as gateway,
+        gateway.client(max_retries=0, timeout=60) as client,
+    ):
+        begun = threading.Event()
+
+        def ask(number: int) -> str:
+            said = ""
+            for chunk in client.chat.completions.create(
+                model="tiny-chat",
+                messages=HELLO,
+                max_tokens=500,
+                seed=number,
+                temperature=0.8,
+                extra_body={"ignore_eos": True},
+                stream=True,
+            ):
+                said += chunk.choices[0].delta.content or ""
+                begun.set()
+            assert chunk.choices[0].finish_reason == "length"
+            return said
+
+        undisturbed = [ask(number) for number in range(4)]
+        begun.clear()
+        engine = gateway.engine_pid()
+        with ThreadPoolExecutor(20) as pool:
+            asked = [pool.submit(ask, number % 4) for number in range(20)]
+            assert begun.wait(20)
+            os.kill(engine, signal.SIGKILL)
+            seen: set[tuple[int, str]] = set()
+            longest_s = 0.0
+            while not all(each.done() for each in asked):
+                began = time.monotonic()
+                health = gateway.get("/health")
+                longest_s = max(longest_s, time.monotonic() - began)
+                seen.add((health.status, health.body["status"]))
+        assert [each.result() for each in asked] == [undisturbed[n % 4] for n in range(20)]
+        assert (200, "degraded") in seen
+        assert seen <= {(200, "degraded"), (200, "ready")}
+        assert longest_s < 1
+        (model,) = gateway.get("/snapshot").body["models"]
+        assert model["counters"]["recoveries"] > 0, "an answer was interrupted"
+        assert model["counters"]["failed"] == 0
+        assert model["snapshot"]["pid"] != engine
+
+
+def test_the_engine_ends_with_a_gateway_that_is_killed(
+    tiny_model_path: Path, tmp_path: Path
+) -> None:
+    with serving(tiny_model_path, "--ctx-size", "256", home=tmp_path) as first:
+        engine = first.engine_pid()
+        first.process.kill()
+        first.process.wait(5)
+        wait_until("the engine is gone", lambda: is_gone(engine), timeout_s=1)
+    with serving(tiny_model_path, "--ctx-size", "256", home=tmp_path) as second:
+        assert second.get("/health").body["status"] == "ready"
