@@ -223,7 +223,8 @@ class SharedSource:
         return self._now.snapshot()
 
     def stop(self) -> None:
-        """End what was started; the gateway goes on."""
+        """End what was started; the gateway goes on. Another start looks for it anew."""
+        self._looked = False
         self._now.stop()
         if self._found is not None:
             self.own.stop()

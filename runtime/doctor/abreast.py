@@ -66,12 +66,11 @@ def abreast(
     with changed:
         while waiting := waited_for():
             limits = [limit for at in waiting if (limit := until_s[at]) is not None]
-            tick = time.monotonic() + TELL_EVERY_S
-            nearest = min([tick, *limits])
+            nearest = min([time.monotonic() + TELL_EVERY_S, *limits])
             all_done = changed.wait_for(
                 lambda waiting=waiting: all(looks[at].done for at in waiting),  # type: ignore[misc]
                 max(0.0, nearest - time.monotonic()),
             )
-            if on_wait and not all_done and nearest == tick:
+            if on_wait and not all_done:
                 on_wait(waited_for())
     return looks

@@ -28,7 +28,7 @@ _LOCK: Final = re.compile(
 def state(site: Site) -> Iterator[Finding]:
     """Servers' records, engines without an owner, files of ours that cannot be read."""
     unreadable, dead, running = [], [], []
-    orphans: dict[int, str] = {}
+    orphans: set[int] = set()
     for path, record, orphan in registry.survey():
         if record is None:
             unreadable.append(path)
@@ -37,9 +37,8 @@ def state(site: Site) -> Iterator[Finding]:
         else:
             dead.append(record)
             if orphan is not None:
-                orphans[orphan] = record.name
-    known = {record.name for record in running}
-    orphans |= {pid: name for pid, name in _unkept() if name not in known}
+                orphans.add(orphan)
+    orphans.update(_unkept())
     if orphans:
         pids = " ".join(map(str, sorted(orphans)))
         yield Finding(
@@ -70,24 +69,23 @@ def state(site: Site) -> Iterator[Finding]:
         yield Finding(id="state", status="ok", found=f"running: {names or 'none'}")
 
 
-def _unkept() -> Iterator[tuple[int, str]]:
-    """Processes that bear an engine's mark and have no keeper above them, by the mark's name."""
+def _unkept() -> Iterator[int]:
+    """Processes that bear an engine's mark and have no keeper above them."""
     if not Path("/proc/self/environ").exists():
         return
-    marked: dict[int, str] = {}
     parents: dict[int, int] = {}
     for process in psutil.process_iter():
         try:
-            name = process.environ().get(registry.MARK)
-            if name and process.status() != psutil.STATUS_ZOMBIE:
-                marked[process.pid], parents[process.pid] = name, process.ppid()
+            marked = registry.MARK in process.environ()
+            if marked and process.status() != psutil.STATUS_ZOMBIE:
+                parents[process.pid] = process.ppid()
         except psutil.Error:  # another user's, or gone
             continue
-    if os.getpid() in marked:
+    if os.getpid() in parents:
         return  # this very program runs below an engine: what is above it says nothing
-    for pid, name in marked.items():
-        if parents[pid] not in marked and not _is_keeper(parents[pid]):
-            yield pid, name
+    for pid, parent in parents.items():
+        if parent not in parents and not _is_keeper(parent):
+            yield pid
 
 
 def _is_keeper(pid: int) -> bool:

@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,6 +22,7 @@ from runtime.gateway.health import health_of
 from runtime.gateway.kept import KeptResponses
 from runtime.gateway.metrics import exposition
 from runtime.gateway.responses import Responses
+from runtime.gateway.security import is_trusted
 from runtime.gateway.statuses import headers_of
 from runtime.gateway.traffic import Traffic
 from runtime.inference.async_transport import Threads
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from runtime.gateway.dialect import CountingDialect
     from runtime.gateway.models import Models, Standing
 
 
@@ -48,6 +50,8 @@ def create_app(
     gateway = _Gateway(models, traffic, address, instance)
     answers = partial(Answering, models, traffic)
     counts = partial(Counting, models, traffic)
+    # mypy takes a module for a Dialect once, and for nothing more ever after.
+    openai_counts = counts(cast("CountingDialect", openai))
     responses = Responses()
     kept = KeptResponses(responses)
 
@@ -59,6 +63,7 @@ def create_app(
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", answers(openai), methods=["POST"]),
+            Route("/v1/chat/completions/input_tokens", openai_counts, methods=["POST"]),
             Route("/v1/completions", answers(openai_text), methods=["POST"]),
             Route("/v1/embeddings", Embedding(models, traffic), methods=["POST"]),
             Route("/tokenize", Tokenizing(models, traffic), methods=["POST"]),
@@ -97,10 +102,11 @@ class _Gateway:
         self._instance = instance
         self._threads = Threads()
 
-    async def health(self, _: Request) -> Response:
-        """Whether requests are served; 503 while none would be."""
+    async def health(self, request: Request) -> Response:
+        """Whether requests are served; 503 while none would be. Says no more without the key."""
         found = health_of(self._models.listed(), default=self._models.default)
-        told = {**found.to_dict(), "instance": self._instance}
+        whole = found.to_dict() if is_trusted(request.scope) else {"status": found.status}
+        told = {**whole, "instance": self._instance}
         return JSONResponse(told, status_code=200 if found.serving else 503)
 
     async def metrics(self, _: Request) -> Response:
@@ -188,7 +194,7 @@ def _entry(standing: Standing) -> dict[str, object]:
     return {
         **_entry_of(standing.name, state=standing.state, served=True),
         "aliases": aliases,
-        "meta": {"n_ctx": context},
+        "meta": {"n_ctx": context, "vision": standing.served.vision if standing.served else None},
     }
 
 

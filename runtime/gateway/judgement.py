@@ -175,24 +175,34 @@ def _judge_origin(asked: Asked, rules: Rules) -> Refusal | None:
 
 
 def _judge_key(asked: Asked, rules: Rules) -> Refusal | None:
-    if not rules.keys or asked.is_preflight or _is_open(asked, rules):
+    if asked.is_preflight or _is_open(asked, rules) or shows_key(asked, rules):
         return None
-    given = asked.all(b"x-api-key")
-    for value in asked.all(b"authorization"):
-        scheme, _, key = value.partition(" ")
-        if scheme.lower() == "bearer":
-            given.append(key.strip())
-    # Not any(): the time must not tell which key came near, or how near.
-    matches = [_same(key, one) for key in rules.keys for one in given]
-    if sum(matches):
-        return None
-    problem = "The API key is not one of this gateway's." if given else "An API key is missing."
+    problem = "The API key is not one of this gateway's."
+    if not _shown_keys(asked):
+        problem = "An API key is missing."
     return Refusal(
         status=401,
         code="invalid_api_key",
         message=f"{problem} Send it as `Authorization: Bearer KEY` or `x-api-key: KEY`; it is the "
         f"one that the gateway was started with, by {KEY_VARIABLE} or --api-key-file.",
     )
+
+
+def shows_key(asked: Asked, rules: Rules) -> bool:
+    """Whether the request may be told everything: it brings a key, or none is asked for."""
+    if not rules.keys:
+        return True
+    # Not any(): the time must not tell which key came near, or how near.
+    return bool(sum([_same(key, one) for key in rules.keys for one in _shown_keys(asked)]))
+
+
+def _shown_keys(asked: Asked) -> list[str]:
+    found = asked.all(b"x-api-key")
+    for value in asked.all(b"authorization"):
+        scheme, _, key = value.partition(" ")
+        if scheme.lower() == "bearer":
+            found.append(key.strip())
+    return found
 
 
 def _same(key: str, given: str) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field
@@ -139,6 +140,20 @@ def request(body: Mapping[str, object]) -> Call:
         keep_alive_s=keep_alive(chat.keep_alive),
         echo={"include_usage": bool(streamed and streamed.include_usage)},
     )
+
+
+def count(body: Mapping[str, object]) -> Call:
+    """What ``POST /v1/chat/completions/input_tokens``, llama.cpp's path, wants counted.
+
+    Raises:
+        LLMInvalidRequestError: As of :func:`request`.
+    """
+    return replace(request(body), stream=False)
+
+
+def counted(tokens: int) -> dict[str, object]:
+    """The answer to a request to count."""
+    return {"object": "response.input_tokens", "input_tokens": tokens}
 
 
 def _refuse_what_is_not_here(chat: _Chat, options: Mapping[str, object]) -> None:

@@ -15,8 +15,7 @@ from pydantic import Field
 from runtime.contracts import LLMRequest, ToolCall, ToolSpec
 from runtime.gateway import openai
 from runtime.gateway import responses_items as parts
-from runtime.gateway.content import parts as content_parts
-from runtime.gateway.content import text_of, unfit
+from runtime.gateway.content import unfit
 from runtime.gateway.conversations import Conversations, Kept
 from runtime.gateway.dialect import (
     Body,
@@ -26,6 +25,18 @@ from runtime.gateway.dialect import (
     keep_alive,
     parsed,
     tools_or_format,
+)
+from runtime.gateway.responses_request import (
+    FunctionCall,
+    FunctionOutput,
+    Message,
+    Reasoning,
+    Reference,
+    chosen,
+    format_of,
+    message_of,
+    text_in,
+    tool_of,
 )
 from runtime.gateway.responses_stream import Encoder
 
@@ -55,59 +66,6 @@ _REFUSED: Final = {
     "prompt": "Send what the stored prompt says.",
     "top_logprobs": "Chat completions tell logprobs.",
 }
-
-_TEXTS: Final = frozenset({"input_text", "output_text", "text", "refusal", "summary_text"})
-_FREE_FORM: Final[dict[str, object]] = {"type": "object", "properties": {}}
-
-
-class _Message(Body):
-    role: str
-    content: Any
-
-
-class _FunctionCall(Body):
-    call_id: str
-    name: str
-    arguments: str
-
-
-class _FunctionOutput(Body):
-    call_id: str
-    output: Any
-
-
-class _Reference(Body):
-    id: str
-
-
-class _Function(Body):
-    name: str
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class _Named(Body):
-    name: str
-
-
-class _Allowed(Body):
-    mode: str
-    tools: list[dict[str, Any]]
-
-
-class _Text(Body):
-    format: dict[str, Any] | None = None
-
-
-class _JsonFormat(Body):
-    schema_: dict[str, Any] = Field(alias="schema")
-    name: str | None = None
-    strict: bool | None = None
-
-
-class _Reasoning(Body):
-    effort: str | None = None
 
 
 class _Asked(Body):
@@ -164,12 +122,14 @@ class Responses:
             options["parallel_tool_calls"] = asked.parallel_tool_calls
         if asked.truncation == "auto":
             options.setdefault("fit", "drop_oldest")
-        if parsed(_Reasoning, asked.reasoning or {}, at="reasoning").effort == "none":
+        if parsed(Reasoning, asked.reasoning or {}, at="reasoning").effort == "none":
             options.setdefault("chat_template_kwargs", {"enable_thinking": False})
         said = self._said(asked)
-        tools = [_tool(tool, f"tools[{at}]") for at, tool in enumerate(asked.tools or ())]
+        tools = [tool_of(tool, f"tools[{at}]") for at, tool in enumerate(asked.tools or ())]
         offered, response_format = tools_or_format(
-            _chosen(tools, asked.tool_choice, options), _format(asked), options.get("tool_choice")
+            chosen(tools, asked.tool_choice, options),
+            format_of(asked.text),
+            options.get("tool_choice"),
         )
         told: list[LLMMessage] = (
             [Turn(role="system", content=asked.instructions)] if asked.instructions else []
@@ -281,16 +241,16 @@ class Responses:
         """Add what an item of the input says to the conversation."""
         kind = item.get("type") or ("message" if "role" in item else "item_reference")
         if kind == "item_reference":
-            reference = parsed(_Reference, item, at=at)
+            reference = parsed(Reference, item, at=at)
             found = self._kept.item(reference.id)
             if found is None:
                 raise unfit(f"{at}.id", f"there is no item {reference.id!r}.")
             item, kind = found, found["type"]
         match kind:
             case "message":
-                turns.append(_message(parsed(_Message, item, at=at), at))
+                turns.append(message_of(parsed(Message, item, at=at), at))
             case "function_call":
-                call = parsed(_FunctionCall, item, at=at)
+                call = parsed(FunctionCall, item, at=at)
                 names[call.call_id] = call.name
                 made = ToolCall(name=call.name, arguments_json=call.arguments, call_id=call.call_id)
                 before = turns[-1] if turns and turns[-1].role == "assistant" else None
@@ -304,11 +264,11 @@ class Responses:
                     )
                 )
             case "function_call_output":
-                result = parsed(_FunctionOutput, item, at=at)
+                result = parsed(FunctionOutput, item, at=at)
                 turns.append(
                     Turn(
                         role="tool",
-                        content=_text(result.output, f"{at}.output"),
+                        content=text_in(result.output, f"{at}.output"),
                         tool_call_id=result.call_id,
                         tool_name=names.get(result.call_id),
                     )
@@ -321,84 +281,6 @@ class Responses:
                     f"items of type {kind!r} are not supported.",
                     hint="It can be message, function_call, function_call_output or reasoning.",
                 )
-
-
-def _message(message: _Message, at: str) -> Turn:
-    role: Any = "system" if message.role == "developer" else message.role
-    if role not in {"system", "user", "assistant"}:
-        raise unfit(
-            f"{at}.role",
-            f"it is {message.role!r}.",
-            hint='It is "user", "assistant", "system" or "developer".',
-        )
-    return Turn(role=role, content=_text(message.content, f"{at}.content"))
-
-
-def _text(content: object, at: str) -> str:
-    texts = []
-    for number, part in enumerate(content_parts(content, at=at)):
-        here = f"{at}[{number}]"
-        if str(part.get("type")) not in _TEXTS:
-            raise unfit(
-                f"{here}.type",
-                f"parts of type {part.get('type')!r} are not supported.",
-                hint="This gateway takes text: input_text and output_text.",
-            )
-        field = "refusal" if part["type"] == "refusal" else "text"
-        texts.append(text_of(part, at=here, field=field))
-    return "\n".join(texts)
-
-
-def _tool(tool: Mapping[str, object], at: str) -> ToolSpec:
-    if tool.get("type") != "function":
-        raise unfit(
-            f"{at}.type",
-            f"tools of type {tool.get('type')!r} are not supported.",
-            hint="Switch it off in the client, or describe it as a function and run it yourself.",
-        )
-    function = parsed(_Function, tool, at=at)
-    return ToolSpec(
-        name=function.name,
-        description=function.description or "",
-        input_schema=function.parameters or _FREE_FORM,
-        output_schema={},
-    )
-
-
-def _chosen(
-    tools: Sequence[ToolSpec], choice: object, options: dict[str, object]
-) -> Sequence[ToolSpec]:
-    """The tools on offer; which of them to call goes into ``options``."""
-    given = cast("Mapping[str, object]", choice)
-    match choice:
-        case None:
-            return tools
-        case "auto" | "none" | "required":
-            options["tool_choice"] = choice
-            return tools
-        case {"type": "function"}:
-            name = parsed(_Named, given, at="tool_choice").name
-            options["tool_choice"] = {"type": "function", "function": {"name": name}}
-            return tools
-        case {"type": "allowed_tools"}:
-            allowed = parsed(_Allowed, given, at="tool_choice")
-            options["tool_choice"] = allowed.mode
-            names = [tool.get("name") for tool in allowed.tools]
-            return [tool for tool in tools if tool.name in names]
-    raise unfit(
-        "tool_choice",
-        f"it is {choice!r}.",
-        hint='It is "auto", "none", "required", a function, or allowed_tools.',
-    )
-
-
-def _format(asked: _Asked) -> dict[str, object] | None:
-    wanted = parsed(_Text, asked.text or {}, at="text").format
-    if wanted is None or wanted.get("type") != "json_schema":
-        return wanted
-    given = parsed(_JsonFormat, wanted, at="text.format")
-    named = {"name": given.name, "schema": given.schema_, "strict": given.strict}
-    return {"type": "json_schema", "json_schema": named}
 
 
 def _base(asked: _Asked, tools: Sequence[ToolSpec]) -> dict[str, object]:

@@ -8,12 +8,13 @@ answers (cross-site request forgery), so ``Origin`` and ``Sec-Fetch-Site`` must 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from runtime.gateway.judgement import Refusal, head_of, judge, shown, too_long
+from runtime.gateway.judgement import Refusal, head_of, judge, shown, shows_key, too_long
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,6 +29,9 @@ _ALWAYS: Final = (
     (b"x-frame-options", b"DENY"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
+TRUSTED: Final = "trusted"
+"""In the state of a request: whether it showed a key, or none is asked for."""
+
 _CREDENTIALS: Final = frozenset({b"authorization", b"x-api-key", b"cookie"})
 
 
@@ -72,7 +76,8 @@ class Guard:
             log.info("refused %s %s: %s", asked.method, shown(asked.path), refusal.code)
             await answer.refuse(refusal, asked.path)
             return
-        await self._app(_without_credentials(scope), _replay(body, receive), answer)
+        inner = _inner_scope(scope, trusted=shows_key(asked, rules))
+        await self._app(inner, _replay(body, receive), answer)
 
     async def _read(self, receive: Receive) -> bytes | Refusal | None:
         """The whole body; a refusal when it is too long or too slow; None when the client left."""
@@ -110,9 +115,13 @@ class _Answer:
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
+            given = list(message.get("headers", ()))
+            names = {name.lower() for name, _ in given}
+            added = [header for header in self._headers if header[0] not in names]
+            message = {**message, "headers": [*given, *added]}
         # A TimeoutError is an OSError, which is what a connection that broke raises.
-        with anyio.fail_after(self._write_patience_s):
+        # asyncio's own: anyio's costs three times as much, and this is for every token.
+        async with asyncio.timeout(self._write_patience_s):
             await self._send(message)
 
     async def refuse(self, refusal: Refusal, path: str) -> None:
@@ -151,9 +160,15 @@ def _headers(origin: str | None, rules: Rules) -> list[tuple[bytes, bytes]]:
     return headers
 
 
-def _without_credentials(scope: Scope) -> Scope:
+def _inner_scope(scope: Scope, *, trusted: bool) -> Scope:
+    """What the application sees: no credentials, but whether they were right."""
     kept = [(key, value) for key, value in scope["headers"] if key.lower() not in _CREDENTIALS]
-    return {**scope, "headers": kept}
+    return {**scope, "headers": kept, "state": {**scope.get("state", {}), TRUSTED: trusted}}
+
+
+def is_trusted(scope: Scope) -> bool:
+    """Whether a request that was let in may be told everything; so it is where nobody guards."""
+    return bool(scope.get("state", {}).get(TRUSTED, True))
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

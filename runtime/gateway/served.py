@@ -53,6 +53,11 @@ class ServedModel(AsyncLlamaClient):
         return self._source.current.context_tokens
 
     @property
+    def vision(self) -> bool | None:
+        """Whether it understands images; None where that is not known."""
+        return self._source.current.capabilities.vision
+
+    @property
     def queue(self) -> QueueCounts:
         """How many requests it works on, and how many wait."""
         return self._source.queue.counts

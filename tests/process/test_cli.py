@@ -166,7 +166,7 @@ def test_ps_logs_and_stop_see_a_server(
 
 
 def test_serve_asks_for_the_key_it_is_given(
-    tiny_model_path: Path, tmp_path: Path, serving: Callable[..., Serving]
+    tiny_model_path: Path, tmp_path: Path, isolated_home: Path, serving: Callable[..., Serving]
 ) -> None:
     key = tmp_path / "key"
     key.write_text("canary-0123456789\n")
@@ -174,6 +174,12 @@ def test_serve_asks_for_the_key_it_is_given(
     process, port = served.process, served.port
     assert get(port, "/snapshot") == 401
     assert get(port, "/snapshot", "canary-0123456789") == 200
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as reply:
+        assert set(json.load(reply)) == {"status", "instance"}, "no more without the key"
+    kept = [path for path in isolated_home.rglob("*") if path.is_file()]
+    assert kept
+    assert not [path for path in kept if b"canary" in path.read_bytes()]
+    assert b"canary" not in served.stderr.read_bytes()
     for child in psutil.Process(process.pid).children(recursive=True):
         assert "canary" not in " ".join(child.cmdline())
 

@@ -11,10 +11,12 @@ import stat
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import zipfile
 from contextlib import contextmanager
 from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +197,23 @@ def test_a_variable_that_does_harm_is_named(
     assert remedy in (finding.remedy or "")
 
 
+def test_openmp_may_have_as_many_threads_as_we_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_RUNTIME_THREADS", "3")
+    monkeypatch.setenv("OMP_THREAD_LIMIT", "3")
+    assert look("environment")[0].status == "ok"
+    monkeypatch.setenv("OMP_THREAD_LIMIT", "2")
+    assert "OMP_THREAD_LIMIT=2" in named(look("environment"), "environment.openmp").found
+
+
+def test_offline_with_the_model_here_is_fine(
+    tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("LLAMA_RUNTIME_MODEL", str(tiny_model_path))
+    (finding,) = look("environment")
+    assert (finding.id, finding.status) == ("environment.offline", "ok")
+
+
 def test_a_proxy_that_leaves_this_machine_alone_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", "127.0.0.0/8, localhost")
@@ -292,9 +311,11 @@ def a_disk(folder: Path, options: str) -> Iterator[None]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_named() -> None:
-    with a_disk(directories().cache, "size=1m"):
-        (directories().cache / "big").write_bytes(bytes(1_000_000))
+@pytest.mark.parametrize("left_bytes", [48_000, 4_000_000])
+def test_a_full_disk_is_named(left_bytes: int) -> None:
+    """One that takes no more, and one that takes no model any more."""
+    with a_disk(directories().cache, "size=8m"):
+        (directories().cache / "big").write_bytes(bytes((8 << 20) - left_bytes))
         finding = named(look(), "disk.cache")
     assert finding.status == "fail"
     assert "disk is full" in finding.found
@@ -318,10 +339,11 @@ def test_a_file_in_the_folders_place_is_named(
     assert "Not a directory" in finding.found
 
 
-def test_a_folder_open_to_others_is_named() -> None:
-    private_folder(directories().state).chmod(0o755)
+@pytest.mark.parametrize("mode", ["0755", "0710"])
+def test_a_folder_open_to_others_is_named(mode: str) -> None:
+    private_folder(directories().state).chmod(int(mode, 8))
     finding = named(look(), "disk.state")
-    assert "mode 0755" in finding.found
+    assert f"mode {mode}" in finding.found
     assert finding.remedy == f"chmod 700 '{directories().state}'"
 
 
@@ -408,7 +430,7 @@ def test_a_model_of_another_program_that_was_cut_off_is_named(
     path.parent.mkdir()
     path.write_bytes(tiny_model_path.read_bytes()[:-2000])
     monkeypatch.setenv("LLAMA_CACHE", str(path.parent))
-    finding = named(look("models"), "models.foreign")
+    finding = named(look("models", "environment"), "models.foreign")
     assert "of llama.cpp" in finding.found
     assert str(path) in (finding.remedy or "")
 
@@ -479,12 +501,17 @@ def shallow(record: ModelRecord) -> dict[str, Any]:
 
 
 def a_record(
-    name: str, *, owner_pid: int, engine_pid: int | None = None, base_url: str | None = None
+    name: str,
+    *,
+    owner_pid: int,
+    engine_pid: int | None = None,
+    base_url: str | None = None,
+    role: str = "client",
 ) -> None:
     registry.write(
         registry.ServerRecord(
             name=name,
-            role="client",
+            role=role,
             owner_pid=owner_pid,
             owner_birth=registry.birth(owner_pid) or "long gone",
             engine_pid=engine_pid,
@@ -541,7 +568,8 @@ def test_an_engine_without_an_owner_is_named_and_left_alive(recorded: bool) -> N
 
 def test_an_engine_under_its_keeper_is_no_orphan(fake_manager: Any) -> None:
     with fake_manager() as manager:
-        assert not [f for f in look("state") if str(manager.pid) in f.found.split()]
+        said = " ".join(f.found for f in look("state") if f.id == "state.orphans")
+        assert str(manager.pid) not in said.replace(".", " ").split()
 
 
 @pytest.mark.parametrize("where", ["facts", "servers"])
@@ -616,6 +644,14 @@ def test_a_port_of_our_own_server_is_fine(monkeypatch: pytest.MonkeyPatch) -> No
         (finding,) = look("port")
     assert finding.status == "ok"
     assert "2-alive" in finding.found
+
+
+def test_a_port_that_a_dead_server_had_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("LLAMA_RUNTIME_PORT", str(port))
+        a_record("1-dead", owner_pid=gone_pid(), base_url=f"http://127.0.0.1:{port}")
+        assert "(this process)" in named(look("port"), "port").found
 
 
 def test_an_address_of_another_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -811,13 +847,29 @@ def test_a_package_that_cannot_be_imported_is_named(
     assert "'h11>=" in (finding.remedy or "")
 
 
-def test_a_package_whose_import_crashes_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [("os.kill(os.getpid(), 11)", "it ended by SIGSEGV"), ("os._exit(0)", "its import ends the")],
+)
+def test_a_package_whose_import_ends_the_program_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, said: str
 ) -> None:
-    (tmp_path / "llguidance.py").write_text("import os; os.kill(os.getpid(), 11)")
+    (tmp_path / "llguidance.py").write_text(f"import os; {end}")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     finding = named(look("packages"), "packages")
-    assert "llguidance cannot be imported (it ended by SIGSEGV" in finding.found
+    assert f"llguidance cannot be imported ({said}" in finding.found
+
+
+def test_a_package_that_is_too_old_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "h11-0.9.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: h11\nVersion: 0.9\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    finding = named(look("packages"), "packages")
+    assert "h11 is 0.9, and 0.16 or newer is needed" in finding.found
+    assert "'h11>=0.16'" in (finding.remedy or "")
 
 
 # --- the command -------------------------------------------------------------------------------
@@ -934,3 +986,34 @@ def test_a_bundle_tells_of_servers_and_settings(
         write_bundle(bundle, where, ())
     with pytest.raises(LLMInvalidRequestError, match="no kind of archive"):
         write_bundle(tmp_path / "report.txt", where, ())
+
+
+def test_the_key_is_sent_to_our_own_gateway_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record of a living owner may name a port that somebody else has by now."""
+    monkeypatch.setenv("LLAMA_RUNTIME_API_KEY", "the-key")
+    told: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            told.append(self.headers.get("Authorization"))
+            self.send_response(401)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            """Stay quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server, a_child("input()") as other:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            for name, owner in (("a", os.getpid()), ("b", other.pid)):
+                url = f"http://127.0.0.1:{server.server_port}"
+                a_record(name, owner_pid=owner, base_url=url, role="serve")
+                write_bundle(tmp_path / f"{name}.zip", site(build_model=build_tiny_model), ())
+                registry.erase(name)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert told == ["Bearer the-key", None]

@@ -206,6 +206,13 @@ def stubs(**gpu: bool) -> list[Stub]:
     ]
 
 
+def test_a_binary_that_is_named_comes_first() -> None:
+    config = ServerConfig(engine_path="/opt/llama-server")
+    choice = choose(config, gpu_present=False, candidates=stubs())
+    assert choice.engine.kind == "llama-server"
+    assert choice.why == "engine_path names its binary"
+
+
 def test_auto_takes_the_engine_that_can_use_the_gpu() -> None:
     choice = choose(ServerConfig(), gpu_present=True, candidates=stubs(n=True))
     assert choice.engine.kind == "llama-server"

@@ -12,7 +12,7 @@ import pytest
 
 from runtime.errors import ConfigError
 from runtime.gateway.rules import Rules, is_loopback, keys_from_file, rules_for
-from runtime.gateway.security import Guard
+from runtime.gateway.security import Guard, is_trusted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -331,6 +331,21 @@ def test_only_reading_health_and_the_page_is_open() -> None:
         assert ask(KEYED, "POST", path).status == 401
     for path in ("/v1/models", "/snapshot", "/metrics", "/logs", "/health/x", "/pages", "//"):
         assert ask(KEYED, path=path).status == 401, path
+
+
+def test_the_application_knows_whom_it_may_tell_everything() -> None:
+    """`/health` is open, and says little to who shows no key."""
+    shown = {"x-api-key": CANARY}
+    told = [
+        ask(rules, path="/health", headers=headers).reached
+        for rules, headers in (
+            (KEYED, {}),
+            (KEYED, {"x-api-key": "x"}),
+            (KEYED, shown),
+            (PLAIN, {}),
+        )
+    ]
+    assert [is_trusted(scope or {}) for scope in told] == [False, False, True, True]
 
 
 def test_anthropic_clients_get_errors_of_their_own_shape() -> None:
