@@ -10,7 +10,7 @@ import click
 
 from runtime.cli import output
 from runtime.cli.options import COMMON, chosen, server_options
-from runtime.settings import DEFAULT_MODEL, ServerConfig
+from runtime.settings import DEFAULT_MODEL, ServerConfig, gateway_wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -47,6 +47,8 @@ class Backend:
     def open(self) -> LlamaClient:
         """A client that is ready; downloads and starts what is needed.
 
+        A gateway that runs here and has the model is used, unless settings are given.
+
         Raises:
             LLMError: That failed.
         """
@@ -55,9 +57,15 @@ class Backend:
         if self.base_url:
             key = os.environ.get("LLAMA_RUNTIME_API_KEY")
             return LlamaClient(base_url=self.base_url, api_key=key)
-        config = ServerConfig(model=self.model, **{"parallel": 1, **chosen(dict(self.settings))})
+        given = chosen(dict(self.settings))
+        config = ServerConfig(model=self.model, **{"parallel": 1, **given})
+        shared = not given and gateway_wanted()  # a gateway has settings of its own
         with output.pull_progress() as progress:
-            return LlamaClient(config=config, progress=progress)
+            client = LlamaClient(config=config, progress=progress, use_gateway=shared)
+        match client.describe()["gateway"]:
+            case {"name": str(name), "base_url": str(url)}:
+                output.note(f"Using the gateway {name} at {url}.")
+        return client
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

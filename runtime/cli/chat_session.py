@@ -187,6 +187,7 @@ class Chat:
         except LLMError:
             if shown.first_s:
                 output.piece("\n")
+            output.note("(no answer; the question is taken back, /retry asks it)")
             raise
         self.conversation, self.unanswered = asked.answered(response.text), None
         self._tell(response, shown)
@@ -198,19 +199,18 @@ class Chat:
             LLMInvalidRequestError: Nothing was asked.
             LLMError: There was no answer.
         """
-        question = self.unanswered
+        kept, question = self.conversation, self.unanswered
+        anew = question is None
         if question is None:
-            question = self.conversation.last_question
+            question = kept.last_question
             if question is None:
                 raise LLMInvalidRequestError("Nothing was asked yet.")
-            kept, self.conversation = self.conversation, self.conversation.before_last_question()
-        else:
-            kept = self.conversation
+            self.conversation = kept.before_last_question()
         try:
             self.ask(question)
-        except LLMError:
-            self.conversation = kept
-            raise
+        finally:
+            if anew and self.unanswered is not None:  # no new answer: the old one stays
+                self.conversation, self.unanswered = kept, None
 
     def _fitting(self, asked: Conversation) -> dict[str, object]:
         """What to ask for so that it fits; says so before, when something has to be left out."""

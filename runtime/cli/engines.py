@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @server_options(("engine_path",))
 def engines_(*, as_json: bool, **settings: Any) -> None:
-    """Show which engines are here, what each can do, and which one `auto` would take."""
+    """Show which engines are here, what each can do, and which one `auto` would take.
+
+    \b
+      llama-runtime engines
+      llama-runtime engines --engine-path ~/llama.cpp/build/bin/llama-server
+    """  # noqa: D301 - the character itself keeps click from re-flowing the paragraph
     config = ServerConfig(**chosen(settings))
     found = [engine.inspect(devices=True) for engine in engines(config)]
     try:

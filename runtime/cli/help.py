@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ENVIRONMENT: Final = """\
-LLAMA_RUNTIME_HOME       one folder for all files (cache, state, logs)
-LLAMA_RUNTIME_USE_GATEWAY 0: clients start servers of their own, whatever gateway runs
-LLAMA_RUNTIME_API_KEY    the key to demand (serve), or to send (--base-url)
-LLAMA_RUNTIME_OFFLINE    1: never use the network, as --offline and HF_HUB_OFFLINE=1
-LLAMA_RUNTIME_DEBUG      1: tracebacks of failures
-LLAMA_RUNTIME_<SETTING>  any option of `serve`: LLAMA_RUNTIME_CTX_SIZE=8192
-HF_TOKEN, HF_ENDPOINT    credentials and address of the model hub
-NO_COLOR                 1: no colours"""
+LLAMA_RUNTIME_HOME         one folder for all files (cache, state, logs)
+LLAMA_RUNTIME_USE_GATEWAY  0: clients start servers of their own, whatever gateway runs
+LLAMA_RUNTIME_API_KEY      the key to demand (serve), or to send (--base-url)
+LLAMA_RUNTIME_OFFLINE      1: never use the network, as --offline and HF_HUB_OFFLINE=1
+LLAMA_RUNTIME_DEBUG        1: tracebacks of failures
+LLAMA_RUNTIME_<SETTING>    any option of `serve`: LLAMA_RUNTIME_CTX_SIZE=8192
+HF_TOKEN, HF_ENDPOINT      credentials and address of the model hub
+NO_COLOR                   1: no colours"""
 
 _MODELS: Final = """\
 smollm2-135m                       an alias; `llama-runtime models recommend` shows all

@@ -27,7 +27,11 @@ def models() -> None:
 
     A model is named by an alias (smollm2-135m), owner/repo[:QUANT], hf:owner/repo/file.gguf, a
     path, an https:// URL or pypi:package==version/path/in/wheel.gguf.
-    """
+
+    \b
+      llama-runtime models recommend
+      llama-runtime models pull qwen3-4b
+    """  # noqa: D301 - the character itself keeps click from re-flowing the paragraph
 
 
 def _facts(model: LocalModel) -> dict[str, object]:
@@ -48,7 +52,12 @@ def _facts(model: LocalModel) -> dict[str, object]:
 @models.command("list")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def list_(*, as_json: bool) -> None:
-    """Show the models on this machine, and those that can be fetched by name."""
+    """Show the models on this machine, and those that can be fetched by name.
+
+    \b
+      llama-runtime models list
+      llama-runtime models list --json | jq -r '.models[].path'
+    """  # noqa: D301 - the character itself keeps click from re-flowing the paragraph
     store = ModelStore()
     found = store.list()
     here = {model.name for model in found}
@@ -80,7 +89,12 @@ def list_(*, as_json: bool) -> None:
 @click.argument("reference")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def pull(reference: str, *, as_json: bool) -> None:
-    """Fetch a model, or go on where an earlier fetch stopped."""
+    """Fetch a model, or go on where an earlier fetch stopped.
+
+    \b
+      llama-runtime models pull qwen3-4b
+      llama-runtime models pull bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M
+    """  # noqa: D301 - the character itself keeps click from re-flowing the paragraph
     with output.pull_progress() as progress:
         model = ModelStore().pull(reference, progress=progress)
     for text in model.notes:
@@ -96,7 +110,12 @@ def pull(reference: str, *, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @server_options(("ctx_size", "parallel", "cache_type_k", "cache_type_v"))
 def show(reference: str, *, as_json: bool, **settings: Any) -> None:
-    """Show what a model's file says about it, and what running it would take."""
+    """Show what a model's file says about it, and what running it would take.
+
+    \b
+      llama-runtime models show smollm2-135m
+      llama-runtime models show ./model.gguf --ctx-size auto --parallel 2
+    """  # noqa: D301 - the character itself keeps click from re-flowing the paragraph
     store = ModelStore()
     model = store.resolve(reference)
     about = _about(read_facts(model.path))
@@ -153,7 +172,13 @@ def plan_rows(plan: MemoryPlan) -> list[tuple[str, str]]:
 @click.argument("reference")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def verify(reference: str, *, as_json: bool) -> None:
-    """Read a model's files and compare their SHA-256 with what they must be."""
+    """Read a model's files and compare their SHA-256 with what they must be.
+
+    Ends with 1 when a file is damaged.
+
+    \b
+      llama-runtime models verify smollm2-135m
+    """  # noqa: D301 - the character itself keeps click from re-flowing the paragraph
     with output.pull_progress() as progress:
         found = ModelStore().verify(reference, progress=progress)
     if as_json:
@@ -172,7 +197,12 @@ def verify(reference: str, *, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was freed as JSON.")
 def rm(reference: str, *, yes: bool, as_json: bool) -> None:
-    """Remove a model that was fetched by this program."""
+    """Remove a model that was fetched by this program.
+
+    \b
+      llama-runtime models rm qwen3-4b
+      llama-runtime models rm qwen3-4b --yes --json
+    """  # noqa: D301 - the character itself keeps click from re-flowing the paragraph
     plan = ModelStore().plan_removal(reference)
     for path in plan.files:
         output.note(str(path))
@@ -192,7 +222,12 @@ def rm(reference: str, *, yes: bool, as_json: bool) -> None:
 @click.option("--kind", help="Only models of that kind: chat, code, embedding, reranker, vision.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def recommend(kind: Any, *, as_json: bool) -> None:
-    """Show the catalogue: what fits this machine first, the most capable of it at the top."""
+    """Show the catalogue: what fits this machine first, the most capable of it at the top.
+
+    \b
+      llama-runtime models recommend
+      llama-runtime models recommend --kind code
+    """  # noqa: D301 - the character itself keeps click from re-flowing the paragraph
     found = ModelStore().recommend(kind=kind)
     if as_json:
         output.result_json(

@@ -31,6 +31,10 @@ def ps(*, as_json: bool) -> None:
     \b
     NAME, MODEL, PID and the port of URL each name a server to `stop` and `logs`.
     An engine without a gateway belongs to a program, and ends with it.
+
+    \b
+      llama-runtime ps
+      llama-runtime ps --json | jq -r '.[].base_url'
     """  # noqa: D301 - the character itself keeps click from re-flowing the paragraph
     records = [record for group in groups(registry.running(everything=True)) for record in group]
     if as_json:

@@ -219,6 +219,8 @@ def test_a_conversation_is_saved_and_loaded_with_the_real_engine(
     """On the tiny model: talk, stop, switch the model, save, forget, load, count, end."""
     other = tmp_path / "other.gguf"
     other.write_bytes(tiny_model_path.read_bytes())
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(tiny_model_path.read_bytes()[:-1000])
     saved = tmp_path / "talk.json"
     command = (sys.executable, "-m", "runtime", "chat", str(tiny_model_path), "--ctx-size", "2048")
     with Terminal(*command) as terminal:
@@ -239,6 +241,10 @@ def test_a_conversation_is_saved_and_loaded_with_the_real_engine(
         assert not any(engine.is_running() for engine in engines), "one model at a time"
         terminal.type(f"/model {tmp_path}/none.gguf{ENTER}")
         terminal.expect("There is no file")
+        terminal.expect(PROMPT)
+        terminal.type(f"/model {cut}{ENTER}")
+        terminal.expect("going back to")
+        terminal.expect("cut off")
         terminal.expect(PROMPT)
         terminal.type(f"/save {saved}{ENTER}")
         terminal.expect("2 messages are in")

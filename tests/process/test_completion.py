@@ -16,6 +16,7 @@ import pytest
 
 from runtime.cli import outline
 from runtime.cli.app import COMMANDS, cli
+from runtime.cli.completion import answer
 from tests.terminal import ENTER, TAB, Terminal
 
 SHELLS = ("bash", "zsh", "fish")
@@ -199,18 +200,14 @@ def test_the_script_is_right_by_the_shell_itself(shell: str, tmp_path: Path) -> 
     ],
 )
 def test_the_other_shells_are_answered_in_their_form(
-    shell: str, words: str, cword: str, told: list[str]
+    shell: str,
+    words: str,
+    cword: str,
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "runtime"],
-        env={
-            **os.environ,
-            "_LLAMA_RUNTIME_COMPLETE": f"{shell}_complete",
-            "COMP_WORDS": words,
-            "COMP_CWORD": cword,
-        },
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.splitlines() == told
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", cword)
+    assert answer(f"{shell}_complete") == 0
+    assert capsys.readouterr().out.splitlines() == told

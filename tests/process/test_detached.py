@@ -295,6 +295,24 @@ def test_a_client_with_wishes_of_its_own_does_not(
     asyncio.run(client.close())
 
 
+@pytest.mark.parametrize(("option", "used"), [((), True), (("--ctx-size", "256"), False)])
+def test_the_command_line_uses_it_unless_it_has_settings(
+    at_home: House, tiny_model_path: Path, option: tuple[str, ...], used: bool
+) -> None:
+    model = "tiny-chat" if used else str(tiny_model_path)  # a name that the gateway alone knows
+    done = subprocess.run(
+        [sys.executable, "-m", "runtime", "run", "hi", "-m", model, "--max-tokens", "2", *option],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert (f"at {at_home.url}" in " ".join(done.stderr.split())) is used
+
+
 # --- the end -----------------------------------------------------------------------------------
 
 

@@ -90,25 +90,11 @@ def test_a_dash_reads_the_terminal_to_its_end(server: FakeServer) -> None:
     assert prompt_of(server) == "typed"
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "told"),
-    [
-        ("picture.png", b"\x89PNG\r\n\x1a\n", "is not text: byte 0"),
-        ("zeros.bin", b"abc\0def", "zero bytes"),
-        ("large.txt", b"a" * 16_000_001, "larger than 16 MB"),
-        ("missing.txt", None, "There is no file"),
-        (".", None, "is a folder"),
-    ],
-)
-def test_a_file_that_cannot_go_into_a_prompt(
-    tmp_path: Path, name: str, content: bytes | None, told: str
-) -> None:
-    """It is refused before anything is loaded: there is no such model."""
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    done = run("Read:", "--file", str(tmp_path / name), "-m", "/no/model.gguf")
+def test_a_file_that_is_no_text_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    done = run("Read:", "--file", str(tmp_path / "picture.png"), "-m", "/no/model.gguf")
     assert done.returncode == 2
-    assert told in done.stderr.decode()
+    assert b"is not text: byte 0" in done.stderr
     assert done.stdout == b""
 
 
@@ -141,22 +127,11 @@ def test_json_by_a_schema_is_valid_and_alone(tiny_model_path: Path, tmp_path: Pa
         assert isinstance(person["age"], int)
 
 
-@pytest.mark.parametrize(
-    ("schema", "said", "code", "told"),
-    [
-        ('{"type": "object"', "", 2, "is not JSON"),
-        ("no.json", "", 2, "There is no file no.json"),
-        ('{"type": "string", "maxLength": -1}', "", 2, "maxLength"),
-        (json.dumps(SCHEMA), '{"name": "Eve", "age": 1}', 6, "Eve"),
-    ],
-)
-def test_a_schema_or_an_answer_that_is_not_right(
-    server: FakeServer, schema: str, said: str, code: int, told: str
-) -> None:
-    server.will(*[says(said)] * 4)
-    done = run("A person", "--json-schema", schema, "--base-url", server.url)
-    assert done.returncode == code, done.stderr
-    assert told in done.stderr.decode()
+def test_an_answer_that_breaks_its_schema_is_not_printed(server: FakeServer) -> None:
+    server.will(*[says('{"name": "Eve", "age": 1}')] * 4)
+    done = run("A person", "--json-schema", json.dumps(SCHEMA), "--base-url", server.url)
+    assert done.returncode == 6
+    assert b"Eve" in done.stderr
     assert done.stdout == b""
 
 

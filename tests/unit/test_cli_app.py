@@ -14,14 +14,27 @@ from runtime.cli.app import COMMANDS, cli
 from runtime.errors import LLMError
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_of_the_table_is_there_and_has_help(name: str) -> None:
-    command = cli.get_command(click.Context(cli), name)
+def leaves(command: click.Command | None, *words: str) -> dict[tuple[str, ...], click.Command]:
+    """Every command that is no group, by its words."""
     assert command is not None
-    assert command.name == name
-    shown = CliRunner().invoke(cli, ["help", name]).output
-    assert shown.startswith(f"Usage: cli {name}")
-    assert len(shown.split()) > 12
+    if not isinstance(command, click.Group):
+        return {words: command}
+    ctx = click.Context(command)
+    found: dict[tuple[str, ...], click.Command] = {}
+    for name in command.list_commands(ctx):
+        found |= leaves(command.get_command(ctx, name), *words, name)
+    return found
+
+
+def test_every_command_is_where_the_table_says_and_has_an_example() -> None:
+    found = leaves(cli)
+    assert {words[0] for words in found} == set(COMMANDS)
+    for words, command in found.items():
+        assert command.name == words[-1]
+        shown = CliRunner().invoke(cli, ["help", *words]).output
+        assert shown.startswith(f"Usage: cli {' '.join(words)} ")
+        body = shown.partition("\n")[2]
+        assert f"llama-runtime {' '.join(words)}" in body, f"{words} has no example"
 
 
 def test_the_list_of_commands_imports_none_of_them() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-from runtime import LlamaClient, LLMChatParams
+from runtime import LlamaClient, LLMChatParams, ThoughtEvent
 from runtime.contracts import LLMMessage, LLMRequest, ToolSpec
 from runtime.engines.thinking import Thinking, is_separated, separation_trial, thinking_of
 from runtime.errors import CutOffError
@@ -187,3 +187,26 @@ def test_a_server_of_another_kind_may_call_it_reasoning_or_leave_it_in_the_text(
             assert last.response is not None
             assert last.response.text == "Yes."
             assert (last.response.raw or {})["reasoning"] == "I muse."
+
+
+def thought(text: str) -> bytes:
+    return event(piece({"reasoning_content": text}))
+
+
+def test_thoughts_come_as_they_are_thought_to_those_who_ask() -> None:
+    """Others get the same stream as ever; what breaks off in a thought repeats none of it."""
+    opening, *rest = events_of(["Yes", "."])
+    whole = (opening, thought("Let me"), thought(" see."), *rest)
+    with FakeServer() as server, LlamaClient(base_url=server.url) as client:
+        server.will(streams(opening, thought("Let me"), end=False), streams(*whole))
+        with client.stream_thinking("Well?") as thinking:
+            events = list(thinking)
+        server.will(streams(*whole), streams(*whole))
+        plain = list(client.stream_chat("Well?"))
+        request = LLMRequest(messages=[LLMMessage(role="user", content="Well?")])
+        deltas = list(client.stream(request))
+    told = [each.thought if isinstance(each, ThoughtEvent) else each.delta_text for each in events]
+    assert told == ["Let me", " see.", "Yes", ".", None]
+    assert [each.kind for each in events] == ["delta"] * 4 + ["completed"]
+    assert [each.delta_text for each in plain] == ["Yes", ".", None]
+    assert [delta.text_delta for delta in deltas if delta.usage_delta is None] == ["Yes", "."]
