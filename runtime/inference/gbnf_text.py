@@ -93,7 +93,9 @@ class _Parser:
         while self.left and self.left[0] not in "|)":
             before = self._size
             atom = self._atom()
-            parts.append(atom + self._repeats(before))
+            repeats = self._repeats(before)
+            # llguidance 1.9 takes a part that stands there no time for one that cannot be.
+            parts.append('""' if repeats == "{0,0}" else atom + repeats)
         return " ".join(parts) or '""'
 
     def _atom(self) -> str:

@@ -11,7 +11,13 @@ if TYPE_CHECKING:
 
 
 class Abortable(Protocol):
-    """The connection of one request."""
+    """The connection of one request.
+
+    Attributes:
+        aborted: Whether it begins nothing any more.
+    """
+
+    aborted: bool
 
     def abort(self) -> None:
         """End the request: whoever waits on it is told at once."""
@@ -47,5 +53,7 @@ class Switchboard:
         with self._lock:
             self._closed = True
             wires = list(self._wires)
+        for wire in wires:  # before the end of the first gives another its slot
+            wire.aborted = True
         for wire in wires:
             wire.abort()

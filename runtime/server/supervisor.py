@@ -275,7 +275,9 @@ class Supervisor:
             return  # what a serving engine prints is for the log
         watch.heard()
         for line in lines:
-            if begins(line):
+            # A host's own line overtakes the engine's, which another thread prints: what comes
+            # after "listening" is old.
+            if self._candidate is None and begins(line):
                 watch.at_template(plan)
             facts = plan.choice.engine.read_line(line)
             if facts is None:

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -247,6 +248,13 @@ def misbehave_at_start() -> None:
             pass
 
 
+def take_for_good() -> None:
+    """So much memory until the end."""
+    taken = b"x" * FAKE["take_bytes_late"]
+    say(f"taken {len(taken)}")
+    threading.Event().wait()
+
+
 def main() -> None:
     """Answer --version and --help, or serve."""
     if "--version" in sys.argv:
@@ -265,8 +273,10 @@ def main() -> None:
         server = ThreadingHTTPServer(
             (argument("--host", "127.0.0.1"), int(argument("--port", "0"))), Handler
         )
-        say("srv          init: model loaded")
-        say(f"srv          init: listening on http://127.0.0.1:{server.server_port}")
+        listening = f"srv          init: listening on http://127.0.0.1:{server.server_port}"
+        say("\n".join(["srv          init: model loaded", listening, *FAKE.get("say_late", ())]))
+        if "take_bytes_late" in FAKE:  # when it has long been ready
+            threading.Timer(2.0, take_for_good).start()
         if "die_after_s" in FAKE:
             signal.setitimer(signal.ITIMER_REAL, FAKE["die_after_s"])
             signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))

@@ -19,6 +19,7 @@ from runtime import LlamaClient
 from runtime.errors import EngineStartError, LLMError, LLMProviderError
 from runtime.server.lifecycle import State
 from runtime.server.probe import ask
+from runtime.server.templates import LOOK_S
 from runtime.settings import RestartPolicy
 from tests.conftest import is_gone, wait_until
 
@@ -227,6 +228,18 @@ def test_a_template_that_takes_memory_is_found_by_its_growth(
         fake_manager(say=[line], take_bytes=5 << 29).start()
     saw(caught.value.message)
     assert caught.value.diagnosis == "bad_template"
+
+
+@pytest.mark.faults("a line of the loading comes after the ready line", "ready", "-", long=True)
+def test_a_late_line_about_the_template_condemns_no_engine_that_serves(
+    fake_manager: FakeFactory,
+) -> None:
+    """Two threads print, so lines change places; what a serving engine takes is its own."""
+    line = "0.0 I srv    load_model: initializing, n_slots = 1, n_ctx_slot = 256"
+    manager = fake_manager(say_late=[line], take_bytes_late=5 << 29).start()
+    wait_until("it has taken the memory", lambda: "taken" in str(manager.logs()))
+    threading.Event().wait(5 * LOOK_S)
+    assert manager.state is State.READY
 
 
 @pytest.mark.faults("64 threads wait for an endpoint over a crash", "ready", "all get it")

@@ -208,6 +208,8 @@ def test_what_is_no_plain_pattern_is_said_to_be_none(pattern: str) -> None:
 @given(st.text(alphabet="abc.[](){}|^$*+?\\d09,-", max_size=8), st.randoms(use_true_random=False))
 @example("[[]", random.Random(0))
 @example("^(a|b)c{2,}?$", random.Random(0))
+@example("0{0}", random.Random(0))
+@example("^a(b|c){0,0}$", random.Random(0))
 def test_any_pattern_becomes_a_grammar_of_its_texts_or_none(
     pattern: str, chance: random.Random
 ) -> None:
