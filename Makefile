@@ -8,7 +8,7 @@ PORT ?= 8080
 PYTEST_ARGS ?=
 SOAK_SECONDS ?= 120
 
-.PHONY: help install serve chat test test-fast test-newer test-engines test-faults lint types check bench soak clean
+.PHONY: help install serve chat test test-outside test-fast test-newer test-engines test-faults lint types check bench soak clean
 .DEFAULT_GOAL := help
 
 help: ## Show what there is to do
@@ -37,11 +37,14 @@ serve: $(VENV)/.runtime ## Serve MODEL (smollm2-135m) on PORT (8080)
 chat: $(VENV)/.runtime ## Talk to MODEL in the terminal
 	@$(BIN)/llama-runtime chat $(MODEL)
 
-test: install ## Run everything that a fresh machine can run
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: install ## Run everything that a fresh machine can run, but for test-outside
+	@$(BIN)/python -m pytest -m "not outside" $(PYTEST_ARGS)
+
+test-outside: install ## Run the tests of what people touch: browser, terminal, foreign clients, pytest plugin
+	@$(BIN)/python -m pytest -m outside $(PYTEST_ARGS)
 
 test-fast: install ## Run the tests that need no engine
-	@$(BIN)/python -m pytest -m "not engine and not slow" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not engine and not slow and not outside" $(PYTEST_ARGS)
 
 test-newer: ## Run the fast tests on the newest other Python, where there is one
 	@scripts/test_newer_python.sh
@@ -60,7 +63,7 @@ lint: install ## Style, imports, layers
 types: install ## Static types, strict
 	@$(BIN)/mypy
 
-check: lint types test test-newer ## What CI runs
+check: lint types test test-outside test-newer ## What CI runs
 
 bench: install ## Measure the client against the bare engine
 	@$(BIN)/python scripts/bench.py

@@ -10,4 +10,4 @@ echo "Installing llama-cpp-python (compiles llama.cpp: about four minutes on two
 .venv-engines/bin/python -m pip install --quiet --disable-pip-version-check \
 	--editable '.[dev,llama-cpp-python]'
 .venv-engines/bin/llama-runtime engines
-exec .venv-engines/bin/python -m pytest -m engine "$@"
+exec .venv-engines/bin/python -m pytest -m "engine and not outside" "$@"

@@ -16,7 +16,7 @@ from tests.engine.conftest import KEY
 if TYPE_CHECKING:
     from tests.gateways import Gateway
 
-pytestmark = [pytest.mark.engine, pytest.mark.process]
+pytestmark = [pytest.mark.outside, pytest.mark.engine, pytest.mark.process]
 
 PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)

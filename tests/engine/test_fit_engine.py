@@ -184,7 +184,9 @@ def test_the_state_of_recurrent_layers_is_exact(tmp_path: Path) -> None:
 def recurrent_model(path: Path) -> Path:
     """A Mamba with random weights."""
     width, inner, state, kernel, rank = 64, 128, 16, 4, 8
-    draft = GgufDraft(path, "mamba", TinyShape(layers=4, heads=0, feed_forward_length=0))
+    draft = GgufDraft(
+        path, "mamba", TinyShape(layers=4, heads=0, feed_forward_length=0, tensor_type="f16")
+    )
     file = draft.file
     file.add_ssm_conv_kernel(kernel)
     file.add_ssm_inner_size(inner)

@@ -20,7 +20,7 @@ from runtime.cli.completion import answer
 from tests.terminal import ENTER, TAB, Terminal
 
 SHELLS = ("bash", "zsh", "fish")
-pytestmark = [pytest.mark.process]
+pytestmark = [pytest.mark.outside, pytest.mark.process]
 
 
 def script(shell: str) -> str:

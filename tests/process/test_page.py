@@ -32,6 +32,7 @@ CHROMIUM = next(
 )
 
 pytestmark = [
+    pytest.mark.outside,
     pytest.mark.process,
     pytest.mark.engine,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on PATH"),

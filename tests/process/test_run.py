@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = [pytest.mark.process]
+pytestmark = [pytest.mark.outside, pytest.mark.process]
 
 SCHEMA: dict[str, Any] = {
     "type": "object",

@@ -23,7 +23,7 @@ from tests.process import plugin_projects
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = [pytest.mark.process, pytest.mark.engine]
+pytestmark = [pytest.mark.outside, pytest.mark.process, pytest.mark.engine]
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "tests" / "example_project"

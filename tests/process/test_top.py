@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.gateways import Gateway
 
-pytestmark = [pytest.mark.process]
+pytestmark = [pytest.mark.outside, pytest.mark.process]
 
 KEY = "canary-9876543210"
 
