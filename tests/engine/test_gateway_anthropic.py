@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tests.gateways import Gateway
 
-pytestmark = [pytest.mark.engine, pytest.mark.process]
+pytestmark = [pytest.mark.outside, pytest.mark.engine, pytest.mark.process]
 
 MODEL = "tiny-chat"
 CITY: dict[str, object] = {

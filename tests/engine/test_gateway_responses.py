@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.gateways import Gateway
 
-pytestmark = [pytest.mark.engine, pytest.mark.process]
+pytestmark = [pytest.mark.outside, pytest.mark.engine, pytest.mark.process]
 
 ASK: dict[str, Any] = {"model": "tiny-chat", "input": "Hello there."}
 WEATHER: Any = {

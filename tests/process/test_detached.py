@@ -24,7 +24,7 @@ from tests.conftest import is_gone, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.process, pytest.mark.engine]
+pytestmark = [pytest.mark.outside, pytest.mark.process, pytest.mark.engine]
 
 SCHEMA: dict[str, object] = {
     "type": "object",

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from runtime.doctor import Finding
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.outside, pytest.mark.process]
 
 LIMIT_S = 5.0
 # These start children; a fault elsewhere does not need them.
