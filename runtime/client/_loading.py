@@ -21,10 +21,23 @@ if TYPE_CHECKING:
 
     from runtime.client._routed import KnownModel
     from runtime.client._speeds import SpeedBook
+    from runtime.server.manager import ServerManager
     from runtime.store import PullProgress
 
 _INSTANT_S: Final = 0.001
 """For a request whose time was up just as its model was ready; 0 is no time limit's value."""
+
+
+def engine_bytes(server: ServerManager | None, known: KnownModel) -> int | None:
+    """The resident size of a model's engine, without file pages that the system may drop."""
+    pid = server.pid if server else None
+    if pid is None:
+        return None
+    try:
+        resident = int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:  # it is being restarted
+        return None
+    return resident - known.facts.file_pages_bytes
 
 
 class RoutedClient(LlamaClient):
@@ -108,14 +121,7 @@ class ClientLoader:
 
     def measured_bytes(self, name: str, loaded: RoutedClient) -> int | None:
         """The resident size of its engine, without file pages that the system may drop."""
-        pid = loaded.server.pid if loaded.server else None
-        if pid is None:
-            return None
-        try:
-            resident = int(psutil.Process(pid).memory_info().rss)
-        except psutil.Error:  # it is being restarted
-            return None
-        return resident - self._models[name].facts.file_pages_bytes
+        return engine_bytes(loaded.server, self._models[name])
 
     def _told(self, progress: PullProgress) -> None:
         if self._closing.is_set():

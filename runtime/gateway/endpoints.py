@@ -6,6 +6,7 @@ Plain ASGI apps, see :mod:`runtime.gateway.http`.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from runtime.errors import LLMError
@@ -47,7 +48,7 @@ class Wanting(Protocol):
 W = TypeVar("W", bound=Wanting)
 
 
-class Endpoint(Generic[W]):
+class Endpoint(ABC, Generic[W]):
     """An endpoint that uses a model."""
 
     def __init__(self, models: Models, traffic: Traffic) -> None:
@@ -88,13 +89,13 @@ class Endpoint(Generic[W]):
             self.note(exc, path, status, model)
             await reply.whole(status, body, headers_of(exc))
 
+    @abstractmethod
     def read(self, body: Mapping[str, object]) -> W:
         """What the body of a request asks for."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def perform(self, wanted: W, served: ServedModel, reply: Reply, path: str) -> None:
         """Have it done by a model, and answer."""
-        raise NotImplementedError
 
     def refusal(self, exc: LLMError) -> tuple[int, dict[str, object]]:
         """The status and the body of an error."""

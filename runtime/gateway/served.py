@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import psutil
-
+from runtime.client._loading import engine_bytes
 from runtime.client.aio import AsyncLlamaClient
 from runtime.inference import tokens, wishes
 from runtime.inference.async_transport import AsyncWire
@@ -159,14 +158,7 @@ class ServedLoader:
 
     def measured_bytes(self, name: str, loaded: ServedModel) -> int | None:
         """The resident size of its engine, without file pages that the system may drop."""
-        pid = loaded.server.pid if loaded.server else None
-        if pid is None:
-            return None
-        try:
-            resident = int(psutil.Process(pid).memory_info().rss)
-        except psutil.Error:  # it is being restarted
-            return None
-        return resident - self._models[name].facts.file_pages_bytes
+        return engine_bytes(loaded.server, self._models[name])
 
     def _told(self, progress: PullProgress) -> None:
         if self._closing:
