@@ -299,9 +299,12 @@ class Answer:
                 self._logprobs.extend(logprobs.get("content") or ())
             if reason := choice.get("finish_reason"):
                 self.finish_reason = _text(reason)
-        match chunk.get("__verbose"):
+        match told := chunk.get("__verbose"):
             case {"stop_type": "word", "stopping_word": str(stop_text)}:
                 self.stop_text = stop_text
+        match told:
+            case {"id_slot": int(slot)}:
+                self.slot = slot
         if isinstance(timings := chunk.get("timings"), dict):
             self.timings = timings
         if isinstance(progress := chunk.get("prompt_progress"), dict):
