@@ -17,6 +17,7 @@ from runtime.hardware import cpu_budget, gpu_hint
 from runtime.memo import file_identity
 from runtime.server import registry
 from runtime.server.logs import forget_old_logs
+from runtime.server.performance import choose_performance
 from runtime.server.ports import unusable
 from runtime.settings import directories, private_folder
 from runtime.store.gguf import read_facts
@@ -26,6 +27,7 @@ from runtime.store.sizing import size_launch
 if TYPE_CHECKING:
     from runtime.engines.base import EngineCommand
     from runtime.engines.detect import Choice, Placement
+    from runtime.server.performance import Performance
     from runtime.settings import ServerConfig
     from runtime.store.gguf import ModelFacts
     from runtime.store.local import LocalModel
@@ -45,7 +47,7 @@ class LaunchPlan:
         command: How it is started.
         memory: What it is reckoned to take.
         context_why: Why the context has this size.
-        threads_why: Why there are so many threads.
+        performance: What decides the speed, each value with its reason.
         model_identity: Changes when the model's files are replaced or written to.
         notes: What is not as one might expect.
         log_path: Where the engine's output goes; None when no file can be written.
@@ -59,7 +61,7 @@ class LaunchPlan:
     command: EngineCommand
     memory: MemoryPlan
     context_why: str
-    threads_why: str
+    performance: Performance
     model_identity: tuple[str, ...]
     notes: tuple[str, ...]
     log_path: Path | None
@@ -99,11 +101,17 @@ def plan_launch(
     gpu_present = config.device != "cpu" and gpu_hint()
     choice = choose(config, gpu_present=gpu_present)
     placement = place(config, choice.info, gpu_present=gpu_present)
-    threads, threads_why = _threads(config)
+    performance = choose_performance(
+        config,
+        facts,
+        choice.engine.kind,
+        budget=cpu_budget(),
+        on_gpu=placement.gpu_layers != 0,
+    )
     lora = tuple(_file(path, "lora") for path in config.lora)
     mmproj = _file(config.mmproj, "mmproj") if config.mmproj else model.mmproj
     sizes = size_launch(
-        config,
+        performance.applied(config),
         facts,
         gpu_layers=placement.gpu_layers,
         parallel=1 if choice.engine.kind == "llama-cpp-python" else None,
@@ -112,6 +120,7 @@ def plan_launch(
         lora=lora,
     )
     request = sizes.plan.request
+    logical = _logical_batch(performance, request.batch)
     spec = LaunchSpec(
         model_path=model.path,
         alias=config.alias or model.name,
@@ -121,18 +130,21 @@ def plan_launch(
         port=config.port,
         slot_ctx=request.slot_ctx,
         parallel=request.parallel,
-        threads=threads,
+        threads=performance.threads.value,
+        threads_batch=performance.threads_batch.value,
         gpu_layers=placement.gpu_layers,
         embeddings=config.embeddings,
         pooling=_pooling(config, facts),
         cache_type_k=config.cache_type_k,
         cache_type_v=config.cache_type_v,
-        flash_attn=config.flash_attn,
+        flash_attn=performance.flash_attn.value,
         lora=lora,
         mmproj=mmproj,
         draft_model=draft,
         chat_template=config.chat_template,
-        physical_batch=request.batch if request.batch != DEFAULT_BATCH else None,
+        physical_batch=request.batch if request.batch != DEFAULT_BATCH or logical else None,
+        logical_batch=logical,
+        speculation=performance.speculation.value,
         prompt_cache_bytes=sizes.elastic.prompt_cache_bytes,
         checkpoints=sizes.elastic.checkpoints,
         extra_args=config.extra_args,
@@ -149,7 +161,7 @@ def plan_launch(
         command=command,
         memory=sizes.plan,
         context_why=sizes.why,
-        threads_why=threads_why,
+        performance=performance,
         model_identity=tuple(map(file_identity, model.files)),
         notes=(*model.notes, *command.notes, *sizes.plan.uncertain, *log_notes),
         log_path=log_path,
@@ -167,11 +179,10 @@ def _log_file(config: ServerConfig, spec: LaunchSpec) -> tuple[Path | None, tupl
     return folder / f"{stem}-{stamp}-{spec.nonce.removeprefix('~')}.log", ()
 
 
-def _threads(config: ServerConfig) -> tuple[int, str]:
-    if config.threads is not None:
-        return config.threads, "threads was set"
-    budget = cpu_budget()
-    return budget.threads, budget.why
+def _logical_batch(performance: Performance, step: int) -> int | None:
+    """Tokens taken up at once, where that is more than a step's."""
+    asked_for = performance.batch_size.value or 0
+    return asked_for if performance.ubatch_size.value and asked_for > step else None
 
 
 def _pooling(config: ServerConfig, facts: ModelFacts) -> str | None:

@@ -52,6 +52,8 @@ class ServerSnapshot:
         context: Tokens per request: ``requested``, ``actual``, ``why``.
         slots: ``requested``, ``total``, ``busy``.
         threads: ``requested``, ``actual``, ``why``.
+        performance: What decides the speed, by setting: ``value`` and ``why`` (``set``, a tuned
+            profile, or what the default rests on).
         device: ``requested``, ``actual``, ``gpu_layers`` (``offloaded``, ``total``), ``why``,
             ``devices``.
         memory: ``rss_bytes`` of the engine, ``keeper_rss_bytes``, and ``planned_bytes``, the
@@ -88,6 +90,7 @@ class ServerSnapshot:
     context: Mapping[str, object]
     slots: Mapping[str, object]
     threads: Mapping[str, object]
+    performance: Mapping[str, object]
     device: Mapping[str, object]
     memory: Mapping[str, object]
     tokens: Mapping[str, object]
@@ -166,8 +169,9 @@ def take_snapshot(config: ServerConfig, view: View, *, poll_interval_s: float) -
         threads={
             "requested": config.threads,
             "actual": spec.threads if spec else None,
-            "why": plan.threads_why if plan else None,
+            "why": plan.performance.threads.why if plan else None,
         },
+        performance=plan.performance.public() if plan else {},
         device=_device(view),
         memory={
             "rss_bytes": live.rss_bytes,
