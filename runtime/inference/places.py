@@ -2,10 +2,10 @@
 
 llama.cpp has two places for the prompts it has computed: each slot holds one, and a cache in main
 memory holds copies, which it makes of idle slots whenever a request begins. It looks into that
-cache only when it gives a request a slot that is unlike it, and we have it do so unless nine tenths
-are alike (:data:`runtime.engines.commands.SLOT_SIMILARITY`): by default a tenth is enough, and
-conversations that begin alike (agents with one system prompt) are given to one slot in turn, where
-each cuts off what the others had.
+cache only when it gives a request a slot that is unlike it, which we have it do always
+(:data:`runtime.engines.commands.SLOT_SIMILARITY`): by default a tenth in common makes a slot like
+it, and conversations that begin alike (agents with one system prompt) are given to one slot in
+turn, where each cuts off what the others had.
 
 What was in a slot last has no copy yet. So a conversation that goes on names its slot while it is
 known to be there; every other request is left to the engine, which brings the conversation back
@@ -17,13 +17,16 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from runtime.inference.payload import LLAMA_CPP_KINDS
 
 if TYPE_CHECKING:
     from runtime.engines.base import Endpoint
+    from runtime.inference.effects import Flow
     from runtime.inference.wishes import Wish
+
+T = TypeVar("T")
 
 Keys = tuple[int, ...]
 """One number for each beginning of a conversation: its first message, its first two, and so on."""
@@ -57,10 +60,9 @@ class Places:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._generation: int | None = None
+        self._generation = 0
         self._slots: list[_Slot] = []
         self._unplaced = 0
-        self._left_alone = False
 
     def take(self, wish: Wish, endpoint: Endpoint) -> Seat | None:
         """The seat of a request, until :meth:`give_back`; None where there is nothing to choose.
@@ -76,7 +78,7 @@ class Places:
         with self._lock:
             self._meet(endpoint)
             chosen = None
-            if not (self._left_alone or self._unplaced):
+            if not self._unplaced:
                 free = [slot for slot in self._slots if not slot.busy]
                 chosen = _mine(free, keys)
                 if chosen is None and not any(_alike(slot.held, keys) for slot in self._slots):
@@ -108,16 +110,18 @@ class Places:
             elif landed < len(self._slots):
                 self._slots[landed].held, self._slots[landed].fresh = seat.keys, False
 
-    def leave_alone(self) -> None:
-        """From now on the engine chooses: texts to embed take any slot, and empty it.
-
-        What was in it is kept by the engine aside, and found again only when the engine chooses.
-        """
+    def disturbed(self, flow: Flow[T]) -> Flow[T]:
+        """A flow of requests that may take any slot: texts to embed do, and empty it."""
         with self._lock:
-            self._left_alone = True
+            seat = Seat(None, self._generation, ())
+            self._unplaced += 1
+        try:
+            return (yield from flow)
+        finally:
+            self.give_back(seat, None)
 
     def _meet(self, endpoint: Endpoint) -> None:
-        if self._generation != endpoint.generation:
+        if not self._slots or self._generation != endpoint.generation:
             self._generation = endpoint.generation
             self._slots = [_Slot(number) for number in range(endpoint.slots or 0)]
             self._unplaced = 0

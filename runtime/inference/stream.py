@@ -93,6 +93,7 @@ class Answer:
         self._delivered = bool(prefix)
         self.progress: tuple[int, int] | None = None
         self.prompt_s: float = 0.0
+        self.slot: int | None = None
         self._call_ids = call_ids or {}
         self._prefix_tokens = prefix_tokens
         self._given = 0
