@@ -46,6 +46,7 @@ class ServerOptions(TypedDict, total=False):
     wedge_timeout_s: float
     stop_grace_s: float
     restart: RestartPolicy
+    standby: bool
     log_dir: Path | None
 
 
@@ -58,6 +59,7 @@ _OF_CHAT_ALONE: dict[str, object] = {
     "mmproj": None,
     "draft_model": None,
     "embeddings": True,
+    "standby": False,
 }
 
 
