@@ -160,6 +160,9 @@ class ServerConfig(BaseModel):
         description="Speculative decoding without a draft model: what the context already holds is "
         "drafted. auto: where it was measured to be faster with the same answers.",
     )
+    tuned: bool = Field(
+        True, description="Use what `llama-runtime tune` found for settings that are left open."
+    )
     chat_template: str | None = Field(None, description="Jinja text instead of the model's own.")
     extra_args: tuple[str, ...] = Field(
         (), description="Handed to the engine as they are (see the README for each engine)."

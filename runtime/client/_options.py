@@ -42,6 +42,7 @@ class ServerOptions(TypedDict, total=False):
     mmproj: str | None
     draft_model: str | None
     speculation: SpeculationChoice
+    tuned: bool
     chat_template: str | None
     extra_args: tuple[str, ...]
     env: dict[str, str]
@@ -62,6 +63,7 @@ _OF_CHAT_ALONE: dict[str, object] = {
     "mmproj": None,
     "draft_model": None,
     "speculation": "auto",
+    "tuned": True,
     "embeddings": True,
 }
 
