@@ -18,6 +18,7 @@ from runtime.server.templates import fingerprint
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from runtime.server.plan import LaunchPlan
     from runtime.server.view import View
     from runtime.settings import ServerConfig
 
@@ -52,6 +53,10 @@ class ServerSnapshot:
         context: Tokens per request: ``requested``, ``actual``, ``why``.
         slots: ``requested``, ``total``, ``busy``.
         threads: ``requested``, ``actual``, ``why``.
+        performance: What decides the speed, by setting: ``value`` and ``why`` (``set``, a tuned
+            profile, or what the default rests on).
+        tuned: The profile that ``llama-runtime tune`` found and that is used: ``at``, ``settings``,
+            ``summary``; None without one.
         device: ``requested``, ``actual``, ``gpu_layers`` (``offloaded``, ``total``), ``why``,
             ``devices``.
         memory: ``rss_bytes`` of the engine, ``keeper_rss_bytes``, and ``planned_bytes``, the
@@ -92,6 +97,8 @@ class ServerSnapshot:
     context: Mapping[str, object]
     slots: Mapping[str, object]
     threads: Mapping[str, object]
+    performance: Mapping[str, object]
+    tuned: Mapping[str, object] | None
     device: Mapping[str, object]
     memory: Mapping[str, object]
     standby: Mapping[str, object]
@@ -171,8 +178,10 @@ def take_snapshot(config: ServerConfig, view: View, *, poll_interval_s: float) -
         threads={
             "requested": config.threads,
             "actual": spec.threads if spec else None,
-            "why": plan.threads_why if plan else None,
+            "why": plan.performance.threads.why if plan else None,
         },
+        performance=plan.performance.public() if plan else {},
+        tuned=_tuned(plan),
         device=_device(view),
         memory={
             "rss_bytes": live.rss_bytes,
@@ -276,6 +285,13 @@ def _rate(counters: Mapping[str, float], what: str) -> float | None:
     spent_s = counters.get(f"{what}_seconds_total")
     tokens = counters.get("prompt_tokens_total" if what == "prompt" else f"{what}_total", 0.0)
     return round(tokens / spent_s, 2) if spent_s else None
+
+
+def _tuned(plan: LaunchPlan | None) -> dict[str, object] | None:
+    if plan is None or plan.tuned is None:
+        return None
+    kept = plan.tuned
+    return {"at": kept.tuned_at, "settings": dict(kept.settings), "summary": kept.summary}
 
 
 def _model(config: ServerConfig, view: View) -> dict[str, object]:

@@ -162,7 +162,7 @@ class ServiceWatch:
         self._watchdog = Watchdog(
             floor_s=floor_s,
             token_s=slowest_token_s(parameters=plan.facts.parameters, threads=plan.spec.threads),
-            batch=plan.spec.physical_batch or BATCH_TOKENS,
+            batch=plan.spec.logical_batch or plan.spec.physical_batch or BATCH_TOKENS,
             threads=plan.spec.threads,
             now_s=time.monotonic(),
         )
