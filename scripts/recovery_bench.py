@@ -223,12 +223,16 @@ def compare(tally: Tally, name: str, expected: object, come: object) -> None:
         kind.append(f"{name}: {come!r} instead of {expected!r}")
 
 
-def kill_streams(client: LlamaClient, kind: str, count: int, tokens: int, most_kills: int) -> Tally:
-    """(a): ``count`` streams, four at once, each with one to ``most_kills`` kills."""
+def kill_streams(
+    client: LlamaClient, kind: str, numbers: range, tokens: int, most_kills: int
+) -> Tally:
+    """(a): a stream for each number, four at once, each with one to ``most_kills`` kills."""
     tally, killer = Tally(), Killer(client)
-    requests = [request_of(kind, number, tokens) for number in range(count)]
+    requests = {number: request_of(kind, number, tokens) for number in numbers}
     with ThreadPoolExecutor(4) as pool:
-        expected: list[Any] = list(pool.map(client.generate, requests))
+        expected: dict[int, Any] = dict(
+            zip(numbers, pool.map(client.generate, requests.values()), strict=True)
+        )
 
         def one(number: int) -> object:
             chance = random.Random(f"kills-{kind}-{number}")
@@ -246,7 +250,7 @@ def kill_streams(client: LlamaClient, kind: str, count: int, tokens: int, most_k
             except LLMError as exc:
                 return f"{type(exc).__name__}: {exc.message}"
 
-        for number, come in enumerate(pool.map(one, range(count))):
+        for number, come in zip(numbers, pool.map(one, numbers), strict=True):
             compare(tally, f"{kind} {number}", essence(expected[number]), come)
     return tally
 
@@ -343,6 +347,7 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2-135m", help="for (a) and (b); tiny: one made")
     parser.add_argument("--streams", type=int, default=100, help="of each temperature")
     parser.add_argument("--structured", type=int, default=50, help="JSON and tool streams together")
+    parser.add_argument("--first", type=int, default=0, help="number of the first stream")
     parser.add_argument("--tokens", type=int, default=48, help="of each free answer")
     parser.add_argument("--kills", type=int, default=3, help="most kills for each stream")
     parser.add_argument("--stops", type=int, default=5)
@@ -384,7 +389,8 @@ def main() -> int:
             with LlamaClient(model, **settings) as client:
                 for name, kind, count, kills in plans:
                     if count:
-                        tally = kill_streams(client, kind, count, options.tokens, kills)
+                        numbers = range(options.first, options.first + count)
+                        tally = kill_streams(client, kind, numbers, options.tokens, kills)
                         show(rows, name, tally)
         if options.stops:
             with LlamaClient(model, wedge_timeout_s=2.0, **settings) as client:
