@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from runtime.errors import ConfigError
 from runtime.folders import (
@@ -40,6 +40,7 @@ __all__ = [
     "Pooling",
     "RestartPolicy",
     "ServerConfig",
+    "SpeculationChoice",
     "debug_wanted",
     "directories",
     "gateway_wanted",
@@ -53,6 +54,7 @@ DEFAULT_CTX_SIZE = 4096
 EngineChoice = Literal["auto", "xllamacpp", "llama-server", "llama-cpp-python"]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
+SpeculationChoice = Literal["auto", "off", "ngram-simple", "ngram-map-k", "ngram-mod"]
 
 # Environment names that share the prefix and are not fields of ServerConfig.
 _OTHER_ENV = {"HOME", "DEBUG", "OFFLINE", "USE_GATEWAY"}
@@ -125,8 +127,17 @@ class ServerConfig(BaseModel):
         description="Tokens computed at once; a chat model can embed no longer text. More takes "
         "more memory. None: 512, or the context of a model that only embeds.",
     )
+    ubatch_size: int | None = Field(
+        None,
+        ge=32,
+        description="Micro-batch: tokens computed in one step, of the batch_size that are taken up "
+        "at once. Embedding knows no larger batch. None: as batch_size.",
+    )
     threads: int | None = Field(
         None, ge=1, description="None: the least of cores, affinity and cgroup quota."
+    )
+    threads_batch: int | None = Field(
+        None, ge=1, description="Threads for prompts. None: as threads."
     )
     gpu_layers: Literal["auto", "all"] | Annotated[int, Field(ge=0)] = Field(
         "auto", union_mode="left_to_right", description="Layers kept on the GPU."
@@ -144,6 +155,14 @@ class ServerConfig(BaseModel):
     lora: tuple[str, ...] = Field((), description="LoRA adapters, GGUF files.")
     mmproj: str | None = Field(None, description="Vision projector, a GGUF file.")
     draft_model: str | None = Field(None, description="Draft model for speculative decoding.")
+    speculation: SpeculationChoice = Field(
+        "auto",
+        description="Speculative decoding without a draft model: what the context already holds is "
+        "drafted. auto: where it was measured to be faster with the same answers.",
+    )
+    tuned: bool = Field(
+        True, description="Use what `llama-runtime tune` found for settings that are left open."
+    )
     chat_template: str | None = Field(None, description="Jinja text instead of the model's own.")
     extra_args: tuple[str, ...] = Field(
         (), description="Handed to the engine as they are (see the README for each engine)."
@@ -164,6 +183,11 @@ class ServerConfig(BaseModel):
         5.0, ge=0, description="Seconds between the request to end and the kill."
     )
     restart: RestartPolicy = Field(default_factory=RestartPolicy, description="Restart policy.")
+    standby: bool = Field(
+        False,
+        description="Keep a second engine loaded, which takes over when the first one dies. Takes "
+        "the memory of another one but for the weights, which both map from one file.",
+    )
     log_dir: Path | None = Field(None, description="Folder of the engine's log files.")
 
     def __init__(self, **values: Any) -> None:
@@ -188,6 +212,17 @@ class ServerConfig(BaseModel):
         if any(arg.split("=")[0] == "--api-key" for arg in value):
             raise ValueError("a key on the command line is readable by every user: use api_key")
         return value
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if self.batch_size and self.ubatch_size and self.ubatch_size > self.batch_size:
+            raise ValueError(
+                f"ubatch_size = {self.ubatch_size} is part of batch_size = {self.batch_size}, "
+                "so it cannot be more"
+            )
+        if self.draft_model and self.speculation not in {"auto", "off"}:
+            raise ValueError("draft_model and speculation both draft: only one can")
+        return self
 
     def public(self) -> dict[str, object]:
         """The configuration as JSON values, without secrets."""

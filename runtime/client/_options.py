@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from runtime.settings import CacheType, EngineChoice, Pooling, RestartPolicy
+    from runtime.settings import CacheType, EngineChoice, Pooling, RestartPolicy, SpeculationChoice
 
 
 class ServerOptions(TypedDict, total=False):
@@ -28,7 +28,9 @@ class ServerOptions(TypedDict, total=False):
     ctx_size: Literal["auto"] | int | None
     parallel: Literal["auto"] | int
     batch_size: int | None
+    ubatch_size: int | None
     threads: int | None
+    threads_batch: int | None
     gpu_layers: Literal["auto", "all"] | int
     device: Literal["auto", "cpu", "gpu"]
     embeddings: bool
@@ -39,6 +41,8 @@ class ServerOptions(TypedDict, total=False):
     lora: tuple[str, ...]
     mmproj: str | None
     draft_model: str | None
+    speculation: SpeculationChoice
+    tuned: bool
     chat_template: str | None
     extra_args: tuple[str, ...]
     env: dict[str, str]
@@ -46,6 +50,7 @@ class ServerOptions(TypedDict, total=False):
     wedge_timeout_s: float
     stop_grace_s: float
     restart: RestartPolicy
+    standby: bool
     log_dir: Path | None
 
 
@@ -53,11 +58,15 @@ _OF_CHAT_ALONE: dict[str, object] = {
     "alias": None,
     "port": 0,
     "batch_size": None,
+    "ubatch_size": None,
     "chat_template": None,
     "lora": (),
     "mmproj": None,
     "draft_model": None,
+    "speculation": "auto",
+    "tuned": True,
     "embeddings": True,
+    "standby": False,
 }
 
 

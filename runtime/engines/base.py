@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from runtime.engines.thinking import Thinking
 
 EngineKind = Literal["xllamacpp", "llama-server", "llama-cpp-python"]
+SpeculationKind = Literal["ngram-simple", "ngram-map-k", "ngram-mod"]
 INSPECTION_TIMEOUT_S: Final = 30.0
 
 
@@ -93,6 +94,23 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Speculation:
+    """Speculative decoding by n-grams: no draft model, the text so far is what is drafted from.
+
+    Attributes:
+        kind: llama.cpp's name of the method.
+        match_tokens: So many last tokens must have occurred before for a draft to be made.
+        draft_tokens: The longest draft.
+        draft_min_tokens: The shortest draft that is worth trying (``ngram-mod`` only).
+    """
+
+    kind: SpeculationKind
+    match_tokens: int
+    draft_tokens: int
+    draft_min_tokens: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchSpec:
     """Everything an engine needs to know to start, all of it decided.
 
@@ -105,13 +123,18 @@ class LaunchSpec:
         port: Port to listen on; 0 for any free one.
         slot_ctx: Tokens one request may hold.
         parallel: Slots.
-        threads: Threads for decoding and for prompts.
+        threads: Threads for decoding.
         gpu_layers: Layers on the GPU; -1 for as many as fit, as the engine decides; 0 for none.
         embeddings: Whether to serve embeddings.
         pooling: How token vectors become one; None for the model's own way.
         physical_batch: Tokens processed in one step; None for the engine's own default. A model
             that only embeds must take a whole input in one step.
+        logical_batch: Tokens taken up at once, ``physical_batch`` of them in a step; None for as
+            many as that.
+        threads_batch: Threads for prompts; None for as many as ``threads``.
+        speculation: Speculative decoding by n-grams; None for none.
         prompt_cache_bytes: Most memory for prompts kept from earlier requests.
+        slot_folder: Where the engine may write what a slot holds, and read it from; None: nowhere.
         checkpoints: Most copies of a slot's state, for models that need them.
     """
 
@@ -135,7 +158,11 @@ class LaunchSpec:
     draft_model: Path | None = None
     chat_template: str | None = None
     physical_batch: int | None = None
+    logical_batch: int | None = None
+    threads_batch: int | None = None
+    speculation: Speculation | None = None
     prompt_cache_bytes: int | None = None
+    slot_folder: Path | None = None
     checkpoints: int | None = None
     extra_args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)

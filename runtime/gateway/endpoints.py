@@ -91,10 +91,11 @@ class Endpoint(ABC, Generic[W]):
             if here.cancelled_caught:
                 raise ClientGoneError
         except LLMError as exc:
-            status, body = self.refusal(exc)
+            problem = self._models.why(exc)
+            status, body = self.refusal(problem)
             status = 413 if isinstance(exc, TooLargeError) else status
-            self.note(exc, path, status, model)
-            await reply.whole(status, body, headers_of(exc))
+            self.note(problem, path, status, model)
+            await reply.whole(status, body, headers_of(problem))
 
     @abstractmethod
     def read(self, body: Mapping[str, object]) -> W:
@@ -154,8 +155,9 @@ class Answering(Endpoint["Call"]):
         except LLMError as exc:
             if not events.begun:
                 raise
-            self.note(exc, path, self._dialect.error(exc)[0], served.name)
-            await events.failed(exc)
+            problem = self._models.why(exc)
+            self.note(problem, path, self._dialect.error(problem)[0], served.name)
+            await events.failed(problem)
         else:
             meter.end(performance.result)
             await events.end(performance.result)

@@ -79,6 +79,7 @@ def size_launch(
             batch=_largest_batch(config, facts),
             projector=read_facts(projector) if projector else None,
             draft=read_facts(draft) if draft else None,
+            standby=config.standby,
             adapter_bytes=sum(path.stat().st_size for path in lora),
         ),
         has,
@@ -116,11 +117,12 @@ def _largest_batch(config: ServerConfig, facts: ModelFacts) -> int:
     context. A chat model does not: when it also embeds, it computes the output of every token.
     """
     if not config.embeddings:
-        return config.batch_size or DEFAULT_BATCH
+        return config.ubatch_size or config.batch_size or DEFAULT_BATCH
     # llama.cpp aborts when it serves embeddings and its batch is no multiple of the slots.
     slots = config.parallel if isinstance(config.parallel, int) else _ANY_SLOTS
-    if config.batch_size is None and not facts.is_embedding_model:
+    asked_for = config.ubatch_size or config.batch_size
+    if asked_for is None and not facts.is_embedding_model:
         return max(1, DEFAULT_BATCH // slots) * slots
     wanted = config.ctx_size if isinstance(config.ctx_size, int) else DEFAULT_CTX_SIZE
-    wanted = min(config.batch_size or wanted, facts.context_train or wanted)
+    wanted = min(asked_for or wanted, facts.context_train or wanted)
     return -(-wanted // slots) * slots

@@ -44,6 +44,12 @@ def translate(x: Any, value: object) -> object:
             return getattr(x.llama_flash_attn_type, f"LLAMA_FLASH_ATTN_TYPE_{suffix}")
         case {"pooling": str(name)}:
             return getattr(x.llama_pooling_type, f"LLAMA_POOLING_TYPE_{name.upper()}")
+        case {"speculative_types": list(names)}:
+            kinds = x.common_speculative_type
+            return [
+                getattr(kinds, f"COMMON_SPECULATIVE_TYPE_{name.upper().replace('-', '_')}")
+                for name in names
+            ]
         case {"lora": list(paths)}:
             return [lora(x, path) for path in paths]
         case _:

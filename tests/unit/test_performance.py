@@ -1,0 +1,188 @@
+"""What decides the speed of a launch, and why."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from runtime.engines.base import LaunchSpec, Speculation
+from runtime.engines.commands import (
+    llama_cpp_python_command,
+    llama_server_command,
+    xllamacpp_command,
+)
+from runtime.engines.output import help_flags
+from runtime.errors import ConfigError
+from runtime.hardware import CpuBudget
+from runtime.server.performance import SPECULATIONS, Profile, choose_performance
+from runtime.settings import ServerConfig
+from tests.unit.some_model import model
+
+if TYPE_CHECKING:
+    from runtime.server.performance import Performance
+
+BUDGET = CpuBudget(
+    physical_cores=4,
+    performance_cores=None,
+    logical_cpus=8,
+    affinity=8,
+    affinity_cores=4,
+    quota=None,
+    threads=4,
+    why="4 cores with 8 hardware threads",
+)
+EXACT = replace(
+    model().weights, matrices={"Q4_1": 60 << 20}, embedding={"Q8_0": 30 << 20}, tied_output=True
+)
+FLAGS = help_flags(
+    (Path(__file__).parents[1] / "fakes" / "recorded" / "llama-server-help.txt").read_text()
+)
+SPEC = LaunchSpec(
+    model_path=Path("/models/m.gguf"),
+    alias="m",
+    nonce="~1234",
+    api_key=None,
+    host="127.0.0.1",
+    port=0,
+    slot_ctx=1000,
+    parallel=4,
+    threads=2,
+    gpu_layers=0,
+    embeddings=False,
+    pooling=None,
+    cache_type_k="f16",
+    cache_type_v="f16",
+    flash_attn="auto",
+)
+
+
+@pytest.fixture(autouse=True)
+def no_threads_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLAMA_RUNTIME_THREADS", raising=False)
+
+
+def performance(
+    *, profile: Profile | None = None, on_gpu: bool = False, facts: Any = None, **settings: Any
+) -> Performance:
+    return choose_performance(
+        ServerConfig(**settings),
+        facts or model(weights=EXACT),
+        "xllamacpp",
+        budget=BUDGET,
+        on_gpu=on_gpu,
+        profile=profile,
+    )
+
+
+def test_the_user_s_word_counts_before_the_profile_and_the_profile_before_the_default() -> None:
+    tuned = Profile(settings={"threads": 3, "speculation": "off"}, why="tuned")
+    alone = performance()
+    assert (alone.threads.value, alone.threads.why) == (4, BUDGET.why)
+    assert (alone.threads_batch.value, alone.threads_batch.why) == (4, "as threads")
+    profiled = performance(profile=tuned)
+    assert (profiled.threads.value, profiled.threads.why) == (3, "tuned")
+    assert profiled.threads_batch.value == 3
+    assert (profiled.speculation.value, profiled.speculation.why) == (None, "tuned")
+    mine = performance(profile=tuned, threads=1, threads_batch=2, speculation="ngram-mod")
+    assert (mine.threads.value, mine.threads.why) == (1, "set")
+    assert mine.threads_batch.value == 2
+    assert mine.speculation.value == SPECULATIONS["ngram-mod"]
+    assert json.loads(json.dumps(mine.public()))["threads_batch"] == {"value": 2, "why": "set"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"on_gpu": True}, "GPU"),
+        ({"facts": model()}, "Q4_K, Q6_K tensors"),
+        ({"facts": model(weights=replace(EXACT, embedding={"Q6_K": 1}))}, "Q6_K tensors"),
+        ({"facts": model(weights=EXACT, experts=8)}, "experts"),
+        (
+            {"facts": model(weights=EXACT, hyperparameters={"attention.sliding_window": 9})},
+            "sliding windows",
+        ),
+        ({"facts": model(weights=EXACT, hyperparameters={"ssm.inner_size": 9})}, "recurrent"),
+        ({"draft_model": "/d.gguf"}, "draft model"),
+        ({"speculation": "off"}, "set"),
+    ],
+)
+def test_speculation_is_off_where_it_was_not_shown_to_keep_answers(
+    changes: dict[str, Any], why: str
+) -> None:
+    chosen = performance(**changes)
+    assert chosen.speculation.value is None
+    assert why in chosen.speculation.why
+
+
+def test_speculation_is_on_where_it_was_measured() -> None:
+    chosen = performance()
+    assert chosen.speculation.value is not None
+    assert "measured" in chosen.speculation.why
+    # An embedding that is not multiplied with does not count.
+    apart = replace(EXACT, embedding={"Q6_K": 1}, tied_output=False)
+    assert performance(facts=model(weights=apart)).speculation.value is not None
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ConfigError, match="ubatch_size = 512 is part of batch_size = 256"):
+        ServerConfig(batch_size=256, ubatch_size=512)
+    with pytest.raises(ConfigError, match="only one can"):
+        ServerConfig(draft_model="/d.gguf", speculation="ngram-mod")
+
+
+def test_each_engine_is_told_of_threads_and_batches() -> None:
+    spec = replace(SPEC, threads_batch=3, physical_batch=128, logical_batch=1024)
+    params = json.loads(xllamacpp_command(spec, python="p", host=Path("h")).stdin)
+    assert (params["cpuparams.n_threads"], params["cpuparams_batch.n_threads"]) == (2, 3)
+    assert (params["n_batch"], params["n_ubatch"]) == (1024, 128)
+    native = " ".join(llama_server_command(spec, binary=Path("/b"), flags=FLAGS).argv)
+    assert "--threads 2 --threads-batch 3" in native
+    assert "--batch-size 1024 --ubatch-size 128" in native
+    bound = json.loads(llama_cpp_python_command(spec, python="p", host=Path("h")).stdin)
+    assert (bound["N_THREADS"], bound["N_THREADS_BATCH"]) == ("2", "3")
+    assert (bound["N_BATCH"], bound["N_UBATCH"]) == ("1024", "128")
+    alone = replace(SPEC, physical_batch=64)
+    params = json.loads(xllamacpp_command(alone, python="p", host=Path("h")).stdin)
+    assert (params["n_batch"], params["n_ubatch"]) == (64, 64)
+    assert params["cpuparams_batch.n_threads"] == 2
+
+
+def test_each_engine_is_told_how_to_draft() -> None:
+    simple = replace(
+        SPEC, speculation=Speculation(kind="ngram-simple", match_tokens=5, draft_tokens=15)
+    )
+    params = json.loads(xllamacpp_command(simple, python="p", host=Path("h")).stdin)
+    assert params["speculative.types"] == {"speculative_types": ["ngram-simple"]}
+    assert params["speculative.ngram_simple.size_n"] == 5
+    assert params["speculative.ngram_simple.size_m"] == 15
+    native = " ".join(llama_server_command(simple, binary=Path("/b"), flags=FLAGS).argv)
+    assert (
+        "--spec-type ngram-simple --spec-ngram-simple-size-n 5 --spec-ngram-simple-size-m 15"
+        in native
+    )
+    pooled = replace(
+        SPEC,
+        speculation=Speculation(
+            kind="ngram-mod", match_tokens=6, draft_tokens=20, draft_min_tokens=2
+        ),
+    )
+    params = json.loads(xllamacpp_command(pooled, python="p", host=Path("h")).stdin)
+    sizes = [params[f"speculative.ngram_mod.n_{name}"] for name in ("match", "min", "max")]
+    assert sizes == [6, 2, 20]
+    native = " ".join(llama_server_command(pooled, binary=Path("/b"), flags=FLAGS).argv)
+    assert "--spec-ngram-mod-n-match 6" in native
+    assert "--spec-ngram-mod-n-min 2 --spec-ngram-mod-n-max 20" in native
+
+
+@pytest.mark.parametrize("lacking", ["--spec-type", "--spec-ngram-simple-size-m"])
+def test_an_engine_that_cannot_draft_so_does_not_and_says_it(lacking: str) -> None:
+    spec = replace(SPEC, speculation=SPECULATIONS["ngram-simple"])
+    native = llama_server_command(spec, binary=Path("/b"), flags=FLAGS - {lacking})
+    assert not any(word.startswith("--spec") for word in native.argv)
+    assert any("left out speculation ngram-simple" in note for note in native.notes)
+    bound = llama_cpp_python_command(spec, python="p", host=Path("h"))
+    assert any("left out speculation" in note for note in bound.notes)
