@@ -35,6 +35,11 @@ class Directories:
         return self.state / "logs"
 
     @property
+    def profiles(self) -> Path:
+        """What ``llama-runtime tune`` found."""
+        return self.state / "profiles"
+
+    @property
     def servers(self) -> Path:
         """One file for each running server."""
         return self.state / "servers"

@@ -160,6 +160,9 @@ class ServerConfig(BaseModel):
         description="Speculative decoding without a draft model: what the context already holds is "
         "drafted. auto: where it was measured to be faster with the same answers.",
     )
+    tuned: bool = Field(
+        True, description="Use what `llama-runtime tune` found for settings that are left open."
+    )
     chat_template: str | None = Field(None, description="Jinja text instead of the model's own.")
     extra_args: tuple[str, ...] = Field(
         (), description="Handed to the engine as they are (see the README for each engine)."
@@ -180,6 +183,11 @@ class ServerConfig(BaseModel):
         5.0, ge=0, description="Seconds between the request to end and the kill."
     )
     restart: RestartPolicy = Field(default_factory=RestartPolicy, description="Restart policy.")
+    standby: bool = Field(
+        False,
+        description="Keep a second engine loaded, which takes over when the first one dies. Takes "
+        "the memory of another one but for the weights, which both map from one file.",
+    )
     log_dir: Path | None = Field(None, description="Folder of the engine's log files.")
 
     def __init__(self, **values: Any) -> None:

@@ -200,6 +200,9 @@ def _announce(snapshot: ServerSnapshot, url: str, *, keyed: bool) -> None:
     output.say(
         "context", f"{context['actual']} tokens for each of {slots['total']} requests at once"
     )
+    if snapshot.tuned is not None:
+        day = str(snapshot.tuned["at"])[:10]
+        output.say("tuned", f"profile of {day}: {snapshot.tuned['summary']}")
     for text in snapshot.notes:
         output.say("note", text)
     output.say("log", str(facts["log_path"] or "no file"))

@@ -42,6 +42,7 @@ class ServerOptions(TypedDict, total=False):
     mmproj: str | None
     draft_model: str | None
     speculation: SpeculationChoice
+    tuned: bool
     chat_template: str | None
     extra_args: tuple[str, ...]
     env: dict[str, str]
@@ -49,6 +50,7 @@ class ServerOptions(TypedDict, total=False):
     wedge_timeout_s: float
     stop_grace_s: float
     restart: RestartPolicy
+    standby: bool
     log_dir: Path | None
 
 
@@ -62,7 +64,9 @@ _OF_CHAT_ALONE: dict[str, object] = {
     "mmproj": None,
     "draft_model": None,
     "speculation": "auto",
+    "tuned": True,
     "embeddings": True,
+    "standby": False,
 }
 
 

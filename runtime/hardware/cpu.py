@@ -69,6 +69,13 @@ def cpu_features(root: Path = Path("/")) -> tuple[str, frozenset[str]]:
     return platform.machine(), frozenset(match[1].split()) if match else frozenset()
 
 
+def cpu_name(root: Path = Path("/")) -> str:
+    """What the processor calls itself ("AMD EPYC 7763 64-Core Processor"), else its kind."""
+    text = read_text(root / "proc/cpuinfo") or ""
+    match = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else platform.processor() or platform.machine()
+
+
 def parse_cpu_list(text: str) -> frozenset[int]:
     """The CPUs of a kernel list such as ``0-3,8``; empty for anything else."""
     cpus: set[int] = set()

@@ -5,20 +5,21 @@ from __future__ import annotations
 import re
 import secrets
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.engines.base import LaunchSpec
 from runtime.engines.detect import choose, gpu_asked_for, place
-from runtime.errors import ConfigError, StorageError
+from runtime.errors import ConfigError, ModelTooLargeError, StorageError
 from runtime.hardware import cpu_budget, gpu_hint
 from runtime.memo import file_identity
 from runtime.server import registry
 from runtime.server.logs import forget_old_logs
-from runtime.server.performance import choose_performance
+from runtime.server.performance import Profile, choose_performance
 from runtime.server.ports import unusable
+from runtime.server.profiles import applicable, look_up
 from runtime.settings import directories, private_folder
 from runtime.store.gguf import read_facts
 from runtime.store.memory_plan import DEFAULT_BATCH
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     from runtime.engines.base import EngineCommand
     from runtime.engines.detect import Choice, Placement
     from runtime.server.performance import Performance
+    from runtime.server.profiles import KeptProfile
     from runtime.settings import ServerConfig
     from runtime.store.gguf import ModelFacts
     from runtime.store.local import LocalModel
     from runtime.store.memory_plan import MemoryPlan
+    from runtime.store.sizing import Sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,7 @@ class LaunchPlan:
         memory: What it is reckoned to take.
         context_why: Why the context has this size.
         performance: What decides the speed, each value with its reason.
+        tuned: The profile that settings left open were taken from, or None.
         model_identity: Changes when the model's files are replaced or written to.
         notes: What is not as one might expect.
         log_path: Where the engine's output goes; None when no file can be written.
@@ -62,6 +66,7 @@ class LaunchPlan:
     memory: MemoryPlan
     context_why: str
     performance: Performance
+    tuned: KeptProfile | None
     model_identity: tuple[str, ...]
     notes: tuple[str, ...]
     log_path: Path | None
@@ -77,6 +82,31 @@ class LaunchPlan:
         if any("batch" in argument for argument in self.spec.extra_args):
             return None
         return self.spec.physical_batch or DEFAULT_BATCH
+
+
+def once_more(plan: LaunchPlan, config: ServerConfig) -> LaunchPlan:
+    """The same launch for a second process: with a name and a log file of its own.
+
+    Raises:
+        ConfigError: The model's files are not those that were planned with.
+    """
+    spec = replace(plan.spec, nonce=_nonce())
+    command = plan.choice.engine.command(spec)
+    try:
+        unchanged = tuple(map(file_identity, plan.model.files)) == plan.model_identity
+    except OSError:
+        unchanged = False
+    if not unchanged:
+        raise ConfigError(
+            f"The model file {plan.model.path} is not the one that was started first.",
+            hint="Restart the server to use the new one.",
+        )
+    log_path, _ = _log_file(config, spec)
+    return replace(plan, spec=spec, command=command, log_path=log_path)
+
+
+def _nonce() -> str:
+    return f"~{secrets.token_hex(6)}"
 
 
 def new_key() -> str:
@@ -101,30 +131,45 @@ def plan_launch(
     gpu_present = config.device != "cpu" and gpu_hint()
     choice = choose(config, gpu_present=gpu_present)
     placement = place(config, choice.info, gpu_present=gpu_present)
-    performance = choose_performance(
-        config,
-        facts,
-        choice.engine.kind,
-        budget=cpu_budget(),
-        on_gpu=placement.gpu_layers != 0,
-    )
+    budget = cpu_budget()
+    found = look_up(config, model, choice.info, budget=budget, gpu_layers=placement.gpu_layers)
+    tuned, tuned_notes = found.profile, (found.note,) if found.note else ()
     lora = tuple(_file(path, "lora") for path in config.lora)
     mmproj = _file(config.mmproj, "mmproj") if config.mmproj else model.mmproj
-    sizes = size_launch(
-        performance.applied(config),
-        facts,
-        gpu_layers=placement.gpu_layers,
-        parallel=1 if choice.engine.kind == "llama-cpp-python" else None,
-        projector=mmproj,
-        draft=draft,
-        lora=lora,
-    )
+
+    def decide(profile: KeptProfile | None) -> tuple[Performance, Sizes]:
+        performance = choose_performance(
+            config,
+            facts,
+            choice.engine.kind,
+            budget=budget,
+            on_gpu=placement.gpu_layers != 0,
+            profile=_as_profile(profile, config),
+        )
+        return performance, size_launch(
+            performance.applied(config),
+            facts,
+            gpu_layers=placement.gpu_layers,
+            parallel=1 if choice.engine.kind == "llama-cpp-python" else None,
+            projector=mmproj,
+            draft=draft,
+            lora=lora,
+        )
+
+    try:
+        performance, sizes = decide(tuned)
+    except ModelTooLargeError:
+        if tuned is None:
+            raise
+        performance, sizes = decide(None)
+        tuned_notes = (f"not tuned: the profile of {tuned.day} needs more memory than there is",)
+        tuned = None
     request = sizes.plan.request
     logical = _logical_batch(performance, request.batch)
     spec = LaunchSpec(
         model_path=model.path,
         alias=config.alias or model.name,
-        nonce=f"~{secrets.token_hex(6)}",
+        nonce=_nonce(),
         api_key=api_key,
         host=config.host,
         port=config.port,
@@ -162,10 +207,17 @@ def plan_launch(
         memory=sizes.plan,
         context_why=sizes.why,
         performance=performance,
+        tuned=tuned,
         model_identity=tuple(map(file_identity, model.files)),
-        notes=(*model.notes, *command.notes, *sizes.plan.uncertain, *log_notes),
+        notes=(*model.notes, *command.notes, *sizes.plan.uncertain, *tuned_notes, *log_notes),
         log_path=log_path,
     )
+
+
+def _as_profile(kept: KeptProfile | None, config: ServerConfig) -> Profile | None:
+    if kept is None:
+        return None
+    return Profile(settings=applicable(kept, config), why=f"tuned profile of {kept.day}")
 
 
 def _log_file(config: ServerConfig, spec: LaunchSpec) -> tuple[Path | None, tuple[str, ...]]:
@@ -201,6 +253,20 @@ def _file(path: str, setting: str) -> Path:
             f"{setting} names {found}, and there is no such file.", hint="Check the path."
         )
     return found
+
+
+def refuse_shared_port(config: ServerConfig) -> None:
+    """Refuse a standby for a server whose engine has a fixed port.
+
+    Raises:
+        ConfigError: Both are wanted.
+    """
+    if config.standby and config.port:
+        raise ConfigError(
+            f"standby needs port=0: two engines cannot both listen on port {config.port}.",
+            hint="Leave port out; `llama-runtime serve --standby` has a fixed address, for it "
+            "listens itself.",
+        )
 
 
 def refuse_taken_port(host: str, port: int) -> None:

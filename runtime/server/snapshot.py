@@ -18,6 +18,7 @@ from runtime.server.templates import fingerprint
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from runtime.server.plan import LaunchPlan
     from runtime.server.view import View
     from runtime.settings import ServerConfig
 
@@ -54,10 +55,16 @@ class ServerSnapshot:
         threads: ``requested``, ``actual``, ``why``.
         performance: What decides the speed, by setting: ``value`` and ``why`` (``set``, a tuned
             profile, or what the default rests on).
+        tuned: The profile that ``llama-runtime tune`` found and that is used: ``at``, ``settings``,
+            ``summary``; None without one.
         device: ``requested``, ``actual``, ``gpu_layers`` (``offloaded``, ``total``), ``why``,
             ``devices``.
         memory: ``rss_bytes`` of the engine, ``keeper_rss_bytes``, and ``planned_bytes``, the
-            largest resident size that was reckoned with before the launch.
+            largest resident size that was reckoned with before the launch, without a standby.
+        standby: The second engine: ``wanted``, ``state`` (``waiting``, ``loading``, ``ready``,
+            ``failed``), ``why``, ``pid``, ``ready_at``, ``proven_at`` (when it last computed a
+            token), ``promotions``, ``rss_bytes`` and ``planned_bytes``, without the weights that
+            both engines map from one file.
         tokens: ``prompt``, ``prompt_cached``, ``generated`` since the engine started.
         speed: ``prompt_tokens_per_s``, ``generated_tokens_per_s``, means since the start.
         health: ``ok`` and ``message``.
@@ -91,8 +98,10 @@ class ServerSnapshot:
     slots: Mapping[str, object]
     threads: Mapping[str, object]
     performance: Mapping[str, object]
+    tuned: Mapping[str, object] | None
     device: Mapping[str, object]
     memory: Mapping[str, object]
+    standby: Mapping[str, object]
     tokens: Mapping[str, object]
     speed: Mapping[str, object]
     health: Mapping[str, object]
@@ -172,12 +181,14 @@ def take_snapshot(config: ServerConfig, view: View, *, poll_interval_s: float) -
             "why": plan.performance.threads.why if plan else None,
         },
         performance=plan.performance.public() if plan else {},
+        tuned=_tuned(plan),
         device=_device(view),
         memory={
             "rss_bytes": live.rss_bytes,
             "keeper_rss_bytes": live.keeper_rss_bytes,
             "planned_bytes": plan.memory.resident_bytes if plan else None,
         },
+        standby=_standby(view),
         tokens={
             "prompt": _whole(live.counters.get("prompt_tokens_total")),
             "prompt_cached": _whole(live.counters.get("prompt_tokens_cached_total")),
@@ -232,6 +243,23 @@ def _look(view: View) -> _Live:
     )
 
 
+def _standby(view: View) -> dict[str, object]:
+    standby, plan = view.standby, view.plan
+    if standby is None:
+        return {"wanted": False, "state": None}
+    return {
+        "wanted": True,
+        "state": standby.state,
+        "why": standby.why or None,
+        "pid": standby.pid,
+        "ready_at": standby.ready_at,
+        "proven_at": standby.proven_at,
+        "promotions": standby.promotions,
+        "rss_bytes": _rss(standby.pid),
+        "planned_bytes": plan.memory.standby.total_bytes if plan else None,
+    }
+
+
 def _rss(pid: int | None) -> int | None:
     if pid is None:
         return None
@@ -257,6 +285,13 @@ def _rate(counters: Mapping[str, float], what: str) -> float | None:
     spent_s = counters.get(f"{what}_seconds_total")
     tokens = counters.get("prompt_tokens_total" if what == "prompt" else f"{what}_total", 0.0)
     return round(tokens / spent_s, 2) if spent_s else None
+
+
+def _tuned(plan: LaunchPlan | None) -> dict[str, object] | None:
+    if plan is None or plan.tuned is None:
+        return None
+    kept = plan.tuned
+    return {"at": kept.tuned_at, "settings": dict(kept.settings), "summary": kept.summary}
 
 
 def _model(config: ServerConfig, view: View) -> dict[str, object]:

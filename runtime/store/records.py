@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import re
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -131,7 +132,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         StorageError: The disk refuses.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
     try:
         with open(beside, "wb", opener=private_opener) as file:
             file.write(data)

@@ -1,0 +1,387 @@
+"""What ``llama-runtime tune`` found, kept: one small JSON file for each thing that was tuned.
+
+A profile holds for one model file, engine build and machine, and for the settings that were not up
+for choice while it was measured. A launch looks for one, which takes about a millisecond; anything
+that is wrong with a profile is said and otherwise as good as none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from runtime.errors import ConfigError, StorageError
+from runtime.hardware import cpu_name
+from runtime.memo import Memo, file_identity
+from runtime.settings import ServerConfig, directories, private_folder
+from runtime.store.disk import hash_file
+from runtime.store.records import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from runtime.engines.base import EngineInfo
+    from runtime.hardware import CpuBudget
+    from runtime.store.local import LocalModel
+
+SCHEMA: Final = 1
+_MAX_BYTES: Final = 1 << 20
+_MOST_READ: Final = 16
+"""So many profiles of one model are looked at; nobody has that many machines in one home."""
+
+_TOGETHER: Final = (
+    ("threads", "threads_batch"),
+    ("batch_size", "ubatch_size"),
+    ("flash_attn",),
+    ("speculation",),
+)
+"""Settings that were chosen together: who sets one of them by hand decides about all."""
+
+TUNABLE: Final = frozenset(name for group in _TOGETHER for name in group)
+
+_GIVEN: Final = (
+    "cache_type_k",
+    "cache_type_v",
+    "embeddings",
+    "lora",
+    "mmproj",
+    "draft_model",
+    "extra_args",
+)
+"""Settings that are never up for choice and on which the choice rests."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileKey:
+    """What a profile holds for.
+
+    Attributes:
+        model_sha256: Digest of the model's (first) file.
+        model_bytes: Size of the model.
+        engine: The engine kind.
+        engine_version: Its build.
+        hardware: The processors that may be used, and the GPUs.
+        fixed: Settings that were not up for choice, as JSON values.
+    """
+
+    model_sha256: str
+    model_bytes: int
+    engine: str
+    engine_version: str
+    hardware: Mapping[str, object]
+    fixed: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptProfile:
+    """The result of a tuning, as it is kept.
+
+    Attributes:
+        model: The model's name.
+        key: What it holds for.
+        settings: Fields of :class:`~runtime.settings.ServerConfig` that are better than the
+            defaults; empty when the defaults are the best there is.
+        tuned_at: When, ISO 8601, UTC.
+        summary: What was found and how sure that is, one sentence.
+        evidence: The measurements that chose, as JSON values.
+        runtime_version: The version that measured.
+        schema: Version of this form.
+    """
+
+    model: str
+    key: ProfileKey
+    settings: Mapping[str, object]
+    tuned_at: str
+    summary: str
+    evidence: Mapping[str, object] = field(default_factory=dict)
+    runtime_version: str = ""
+    schema: int = SCHEMA
+
+    @property
+    def day(self) -> str:
+        """The date of the tuning."""
+        return self.tuned_at[:10]
+
+    @property
+    def file_name(self) -> str:
+        """Where it is kept: the same for whatever replaces it."""
+        identity = json.dumps(asdict(self.key), sort_keys=True).encode()
+        return (
+            f"{_slug(self.model)}~{self.key.model_sha256[:12]}~"
+            f"{hashlib.sha256(identity).hexdigest()[:12]}.json"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lookup:
+    """What there is for a launch.
+
+    Attributes:
+        profile: The profile that holds, or None.
+        note: Why one that is kept does not hold, or None.
+    """
+
+    profile: KeptProfile | None = None
+    note: str | None = None
+
+
+def open_settings(config: ServerConfig) -> frozenset[str]:
+    """The settings that are left to the runtime: of each group, all or none."""
+    defaults = ServerConfig.model_fields
+    return frozenset(
+        name
+        for group in _TOGETHER
+        if all(getattr(config, name) in {defaults[name].default, "auto"} for name in group)
+        for name in group
+    )
+
+
+def key_for(  # noqa: D417 - the arguments are what their types say
+    config: ServerConfig,
+    model: LocalModel,
+    info: EngineInfo,
+    *,
+    model_sha256: str,
+    budget: CpuBudget,
+    gpu_layers: int,
+) -> ProfileKey:
+    """What a profile that is measured or wanted now holds for.
+
+    Args:
+        gpu_layers: As placed: 0 for a launch on the processor alone.
+    """
+    left_open = open_settings(config)
+    values = config.model_dump(mode="json", include={*(TUNABLE - left_open), *_GIVEN})
+    return ProfileKey(
+        model_sha256=model_sha256,
+        model_bytes=model.size_bytes,
+        engine=info.kind,
+        # With its devices an engine is also asked for the llama.cpp inside: the same build.
+        engine_version=(info.version or "").partition(" (llama.cpp")[0],
+        hardware={
+            "cpu": cpu_name(),
+            "cores": budget.physical_cores,
+            "cpus": budget.affinity,
+            "quota": budget.quota,
+            "gpus": [each.description or each.name for each in info.devices if each.kind == "gpu"],
+            "gpu_layers": gpu_layers,
+        },
+        fixed=values,
+    )
+
+
+def look_up(
+    config: ServerConfig, model: LocalModel, info: EngineInfo, *, budget: CpuBudget, gpu_layers: int
+) -> Lookup:
+    """The profile that holds for a launch, or why none of those that are kept does.
+
+    Never raises: a profile can make a launch faster and nothing else.
+    """
+    if not config.tuned:
+        return Lookup()
+    paths = _paths()
+    if not paths:
+        return Lookup()
+    digest = known_digest(model)
+    mine = [path for path in paths if digest and f"~{digest[:12]}~" in path.name]
+    if not mine:
+        if any(path.name.startswith(f"{_slug(model.name)}~") for path in paths):
+            return Lookup(note=f"not tuned: {model.name} was tuned as another file; {_AGAIN}")
+        return Lookup()
+    wanted = key_for(
+        config,
+        model,
+        info,
+        model_sha256=digest or "",
+        budget=budget,
+        gpu_layers=gpu_layers,
+    )
+    found = list(_read(mine))
+    kept = sorted(
+        (each for each in found if isinstance(each, KeptProfile)), key=lambda p: p.tuned_at
+    )
+    for profile in reversed(kept):
+        if not differences(profile, wanted, config):
+            return Lookup(profile=profile)
+    if kept:
+        other = differences(kept[-1], wanted, config)
+        return Lookup(note=f"not tuned: the profile of {kept[-1].day} is for {other[0]}; {_AGAIN}")
+    return Lookup(note=f"not tuned: {found[-1]}; {_AGAIN}" if found else None)
+
+
+_AGAIN: Final = "run `llama-runtime tune` again"
+
+
+def differences(profile: KeptProfile, wanted: ProfileKey, config: ServerConfig) -> tuple[str, ...]:
+    """Why a profile does not hold for a launch; empty when it does."""
+    key = profile.key
+    other = []
+    if (key.model_sha256, key.model_bytes) != (wanted.model_sha256, wanted.model_bytes):
+        other.append("another model file")
+    if key.engine != wanted.engine:
+        other.append(f"another engine ({key.engine})")
+    elif key.engine_version != wanted.engine_version:
+        other.append(f"another build of {key.engine} ({key.engine_version})")
+    names = sorted(
+        name
+        for name in {*key.hardware, *wanted.hardware}
+        if key.hardware.get(name) != wanted.hardware.get(name)
+    )
+    if names:
+        told = ", ".join(f"{name} {key.hardware.get(name)}" for name in names)
+        other.append(f"another machine ({told})")
+    now = config.model_dump(mode="json", include=set(key.fixed))
+    changed = sorted(name for name, value in key.fixed.items() if now.get(name) != value)
+    if changed:
+        other.append(f"other settings ({', '.join(changed)})")
+    return tuple(other)
+
+
+def applicable(profile: KeptProfile, config: ServerConfig) -> dict[str, object]:
+    """Its settings, less those about which the user has decided."""
+    left_open = open_settings(config)
+    return {name: value for name, value in profile.settings.items() if name in left_open}
+
+
+def known_digest(model: LocalModel) -> str | None:
+    """The digest of the model's first file if it is known without reading it."""
+    if model.sha256 is not None:
+        return model.sha256
+    try:
+        known = Memo("digests").get(file_identity(model.path))
+    except OSError:
+        return None
+    digest = (known or {}).get("sha256")
+    return digest if isinstance(digest, str) else None
+
+
+def digest_of(model: LocalModel, *, advance: Callable[[int], None] | None = None) -> str:
+    """The digest of the model's first file; taken now, and remembered, if it is not known.
+
+    Args:
+        model: The model.
+        advance: Called with the bytes of each step.
+
+    Raises:
+        StorageError: The file cannot be read.
+    """
+    if (known := known_digest(model)) is not None:
+        return known
+    try:
+        identity = file_identity(model.path)
+        digest = hash_file(model.path, advance=advance).hexdigest()
+    except OSError as exc:
+        raise StorageError(
+            f"Cannot read {model.path}: {exc.strerror or exc}.", path=model.path
+        ) from exc
+    Memo("digests").put(identity, {"sha256": digest})
+    return digest
+
+
+def keep(profile: KeptProfile) -> Path:
+    """Write a profile down, whole or not at all, in place of the one for the same key.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    path = private_folder(directories().profiles) / profile.file_name
+    text = json.dumps(asdict(profile), indent=1, ensure_ascii=False)
+    write_atomically(path, text.encode())
+    return path
+
+
+def kept(model: LocalModel) -> tuple[tuple[Path, KeptProfile | str], ...]:
+    """All that is kept for a model, by its name or file: profiles, or what is wrong with one."""
+    digest = known_digest(model)
+    mine = [
+        path
+        for path in _paths()
+        if path.name.startswith(f"{_slug(model.name)}~")
+        or (digest and f"~{digest[:12]}~" in path.name)
+    ]
+    return tuple(zip(mine, _read(mine), strict=False))  # beyond some, none is read
+
+
+def forget(model: LocalModel) -> int:
+    """Remove all that is kept for a model; returns how many there were.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    found = kept(model)
+    for path, _ in found:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as exc:
+            raise StorageError(f"Cannot remove {path}: {exc.strerror or exc}.", path=path) from exc
+    return len(found)
+
+
+def _paths() -> list[Path]:
+    folder = directories().profiles
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))  # noqa: PTH208 - one call
+    except OSError:
+        return []
+    return [folder / name for name in names if not name.startswith(".")]
+
+
+def _read(paths: list[Path]) -> Iterator[KeptProfile | str]:
+    """Each profile, or what is wrong with it."""
+    for path in paths[:_MOST_READ]:
+        try:
+            if path.stat().st_size > _MAX_BYTES:
+                yield f"{path.name} is too long to be a profile"
+                continue
+            yield parse(json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError, LookupError, RecursionError, ConfigError) as exc:
+            yield f"the profile {path.name} cannot be used ({_why(exc)})"
+
+
+def parse(value: Any) -> KeptProfile:
+    """A profile out of JSON.
+
+    Raises:
+        ValueError, TypeError, LookupError, ConfigError: It is none, or of another version.
+    """
+    if value["schema"] != SCHEMA:
+        raise ValueError("it is of another version")
+    if foreign := set(value["settings"]) - TUNABLE:
+        raise ValueError(f"it sets {', '.join(sorted(foreign))}")
+    checked = ServerConfig(**value["settings"])
+    key = value["key"]
+    for name in ("hardware", "fixed"):
+        if not isinstance(key[name], Mapping):
+            raise TypeError(f"{name} is no object")
+    return KeptProfile(
+        model=str(value["model"]),
+        key=ProfileKey(
+            model_sha256=str(key["model_sha256"]),
+            model_bytes=int(key["model_bytes"]),
+            engine=str(key["engine"]),
+            engine_version=str(key["engine_version"]),
+            hardware=key["hardware"],
+            fixed=key["fixed"],
+        ),
+        settings={name: getattr(checked, name) for name in value["settings"]},
+        tuned_at=str(value["tuned_at"]),
+        summary=str(value["summary"]),
+        evidence=value.get("evidence", {}),
+        runtime_version=str(value.get("runtime_version", "")),
+    )
+
+
+def _why(exc: Exception) -> str:
+    if isinstance(exc, json.JSONDecodeError):
+        return "it is no JSON"
+    return f"{exc} is missing" if isinstance(exc, KeyError) else str(exc)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower())[:60] or "model"
