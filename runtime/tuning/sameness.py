@@ -21,7 +21,7 @@ from runtime.tuning.material import harbour_log
 if TYPE_CHECKING:
     from runtime.engines.base import Endpoint
 
-_PROMPT_TOKENS: Final = (12, 70, 286, 544)
+_PROMPT_TOKENS: Final = (70, 286, 544)
 """Lengths of the prompts: within a step of every kind, and with a short and a long rest after it.
 
 From 64 tokens a step flash attention takes another kernel, past 256 tokens of context one token is
@@ -29,7 +29,7 @@ computed in as many parts as there are threads; 286 and 544 leave 30 and 32 toke
 256 and 512.
 """
 
-_ANSWER_TOKENS: Final = 16
+_ANSWER_TOKENS: Final = 12
 _ALTERNATIVES: Final = 3
 _TIMEOUT_S: Final = 600.0
 
@@ -48,15 +48,23 @@ class Fingerprint:
     numbers: tuple[tuple[tuple[tuple[int, float], ...], ...], ...] = ()
 
 
-def fingerprint(endpoint: Endpoint) -> Fingerprint:
-    """Ask the probes of a server of our own that is ready.
+def fingerprint(endpoint: Endpoint, reference: Fingerprint | None = None) -> Fingerprint:
+    """Ask the probes.
+
+    Args:
+        endpoint: A server of our own that is ready.
+        reference: Ask no further once an answer differs from this one's.
 
     Raises:
         LLMProviderError: It gave no answer.
     """
     longest = max(1, (endpoint.context_tokens or 4096) - _ANSWER_TOKENS - 1)
-    texts, numbers = [], []
+    texts: list[str] = []
+    numbers: list[tuple[tuple[tuple[int, float], ...], ...]] = []
     for length in sorted({min(length, longest) for length in _PROMPT_TOKENS}):
+        so_far = Fingerprint(texts=tuple(texts), numbers=tuple(numbers))
+        if reference is not None and difference(reference, so_far):
+            break
         asked: dict[str, object] = {
             "prompt": _prompt(endpoint, length),
             "temperature": 0,
@@ -79,8 +87,11 @@ def fingerprint(endpoint: Endpoint) -> Fingerprint:
 
 
 def difference(default: Fingerprint, other: Fingerprint) -> str | None:
-    """How the answers of another server differ from the default's; None if they are the same."""
-    if default.texts != other.texts:
+    """How the answers of another server differ from the default's; None if they are the same.
+
+    Those that one of them was not asked for are not compared.
+    """
+    if any(here != there for here, there in zip(default.texts, other.texts, strict=False)):
         return "gives other answers"
     told = (
         (here, there)

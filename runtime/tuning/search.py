@@ -73,8 +73,10 @@ class Arena(Protocol):
         """
         ...
 
-    def fingerprint(self, candidate: Candidate) -> Fingerprint:
-        """What the candidate answers.
+    def fingerprint(
+        self, candidate: Candidate, reference: Fingerprint | None = None
+    ) -> Fingerprint:
+        """What the candidate answers, up to where that differs from the reference.
 
         Raises:
             LLMError: It cannot be started, or gives no answer.
@@ -226,7 +228,7 @@ class _Search:
     def _answers_alike(self, candidate: Candidate) -> bool:
         self._tell(candidate.name)
         try:
-            other = self.arena.fingerprint(candidate)
+            other = self.arena.fingerprint(candidate, self.reference)
         except LLMError as exc:
             self._refuse(candidate, f"does not work: {exc.message}")
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
 from runtime.client.sync import LlamaClient
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = "4-at-once"
 ALL: Final = (*NAMES, AT_ONCE)
-"""What candidates are measured by: each workload alone, and four agents at once."""
+"""What candidates are measured by: each workload alone, and four stories at once."""
 
-_LOOP: Final[WorkloadName] = "agent-loop"
 _ABREAST: Final = 4
+_APART: Final = 1000
+"""Added to a round's number, so that no two workloads of a round are the same."""
+_LEAST_JSON: Final = 0.2
 _FIRST_SCALE: Final = 0.1
 _LEAST_SCALE: Final = 0.05
 
@@ -88,19 +91,20 @@ class EngineArena:
 
     def calibrate(self, round_s: float) -> float:
         """Choose the length of the workloads by how long a short round takes."""
-        self.measure(DEFAULT, -1)  # whatever happens only once
-        took_s = self._seconds(DEFAULT, -2)
+        took_s = self._seconds(DEFAULT, _APART - 1)
         scale = min(self._largest, max(_LEAST_SCALE, self._scale * round_s / took_s))
         took_s *= scale / self._scale
         self._scale = scale
         return took_s
 
-    def fingerprint(self, candidate: Candidate) -> Fingerprint:
-        """What the candidate's engine answers."""
+    def fingerprint(
+        self, candidate: Candidate, reference: Fingerprint | None = None
+    ) -> Fingerprint:
+        """What the candidate's engine answers, up to where that differs from the reference."""
         server = self._client(candidate).server
         if server is None:
             raise EngineNotRunningError("The engine is no child of ours.", state="unknown")
-        return fingerprint(server.start().wait_ready())
+        return fingerprint(server.start().wait_ready(), reference)
 
     def measure(self, candidate: Candidate, number: int) -> Measured:
         """The work of a round."""
@@ -122,9 +126,14 @@ class EngineArena:
 
     def _workload(self, name: str, number: int) -> Workload:
         if name == AT_ONCE:
-            scale = self._scale / 2
-            return workload(_LOOP, at_once=self._abreast, number=1000 + number, scale=scale)
-        return workload(_NAMES[name], number=number, scale=self._scale)
+            return workload(
+                "free-text",
+                at_once=self._abreast,
+                number=_APART + number,
+                scale=min(1.0, 2 * self._scale),
+            )
+        made = workload(_NAMES[name], number=number, scale=self._scale)
+        return made if name != "json" else _shortened(made, max(_LEAST_JSON, self._scale))
 
     def _seconds(self, candidate: Candidate, number: int) -> float:
         began_s = time.perf_counter()
@@ -155,6 +164,17 @@ class EngineArena:
         )
         self._running[candidate.name] = client
         return client
+
+
+def _shortened(made: Workload, share: float) -> Workload:
+    """With answers that are cut off, which the schema's workload is not by itself."""
+    return replace(
+        made,
+        conversations=tuple(
+            tuple(replace(each, max_tokens=round(each.max_tokens * share)) for each in led)
+            for led in made.conversations
+        ),
+    )
 
 
 _NAMES: Final[Mapping[str, WorkloadName]] = {name: name for name in NAMES}
