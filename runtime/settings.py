@@ -183,6 +183,11 @@ class ServerConfig(BaseModel):
         5.0, ge=0, description="Seconds between the request to end and the kill."
     )
     restart: RestartPolicy = Field(default_factory=RestartPolicy, description="Restart policy.")
+    standby: bool = Field(
+        False,
+        description="Keep a second engine loaded, which takes over when the first one dies. Takes "
+        "the memory of another one but for the weights, which both map from one file.",
+    )
     log_dir: Path | None = Field(None, description="Folder of the engine's log files.")
 
     def __init__(self, **values: Any) -> None:

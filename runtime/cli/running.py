@@ -53,6 +53,7 @@ def _facts(record: ServerRecord) -> dict[str, object]:
         "kind": _KINDS.get(record.role, record.role),
         "pid": pid,
         "resident_bytes": _resident_bytes(pid),
+        "standby_resident_bytes": _resident_bytes(record.standby_pid),
         "uptime_s": _uptime_s(record),
     }
 
@@ -67,7 +68,7 @@ def _row(record: ServerRecord) -> tuple[str, ...]:
         record.state,
         record.base_url or "-",
         str(pid or "-"),
-        output.size(_resident_bytes(pid)),
+        _memory(record),
         _span(_uptime_s(record)),
     )
 
@@ -75,6 +76,13 @@ def _row(record: ServerRecord) -> tuple[str, ...]:
 def _pid(record: ServerRecord) -> int | None:
     """The process that a line is about: a gateway's own, else the engine's."""
     return record.owner_pid if record.role == "serve" else record.engine_pid
+
+
+def _memory(record: ServerRecord) -> str:
+    """What it takes, and what its standby takes; both hold the pages of one model file."""
+    own = output.size(_resident_bytes(_pid(record)))
+    standby = _resident_bytes(record.standby_pid)
+    return own if standby is None else f"{own} + {output.size(standby)} standby"
 
 
 def _resident_bytes(pid: int | None) -> int | None:

@@ -101,7 +101,7 @@ def _table(models: Sequence[Mapping[str, Any]]) -> Table:
             _state(model),
             f"{_known(_busy(model))}/{_known(_slots(model))}" if server else "-",
             _known(_waiting(model)) if server else "-",
-            output.size(_rss(model)) if server else "-",
+            _memory(model) if server else "-",
             _known(_mapping(server.get("context")).get("actual")),
             _rate(server),
             _known(counters.get("answered")),
@@ -121,7 +121,7 @@ def _lines(model: Mapping[str, Any]) -> Text:
     facts = (
         f"{_known(_busy(model))} of {_known(_slots(model))} slots",
         f"{_known(_waiting(model))} waiting",
-        output.size(_rss(model)),
+        _memory(model),
         f"{_rate(server)} tokens/s",
         f"restarts: {_known(server.get('restarts'))}",
     )
@@ -174,6 +174,16 @@ def _slots(model: Mapping[str, Any]) -> int | None:
 
 def _rss(model: Mapping[str, Any]) -> int | None:
     return _whole(_mapping(_server(model).get("memory")).get("rss_bytes"))
+
+
+def _memory(model: Mapping[str, Any]) -> str:
+    """The engine's memory, and how its standby is where there is one."""
+    size, standby = output.size(_rss(model)), _mapping(_server(model).get("standby"))
+    if not standby.get("wanted"):
+        return size
+    held = _whole(standby.get("rss_bytes"))
+    state = clean(standby.get("state"))
+    return f"{size} + standby {state if held is None else output.size(held)}"
 
 
 def _waiting(model: Mapping[str, Any]) -> int | None:

@@ -273,9 +273,9 @@ class ClientCore:
             model=model or public_name(source.current),
             backend=self._settings.name,
         )
-        if source is self._source and self._places is not None:
-            self._places.leave_alone()
         wanted = embeddings.embed(texts, self._limits, model=model, truncate=truncate)
+        if source is self._source and self._places is not None:
+            wanted = self._places.disturbed(wanted)
         return self._observer.watch(wanted, asked)
 
     def _own_embedder(self, model: str | None) -> ManagedSource | None:

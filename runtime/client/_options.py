@@ -50,6 +50,7 @@ class ServerOptions(TypedDict, total=False):
     wedge_timeout_s: float
     stop_grace_s: float
     restart: RestartPolicy
+    standby: bool
     log_dir: Path | None
 
 
@@ -65,6 +66,7 @@ _OF_CHAT_ALONE: dict[str, object] = {
     "speculation": "auto",
     "tuned": True,
     "embeddings": True,
+    "standby": False,
 }
 
 

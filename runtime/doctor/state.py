@@ -29,15 +29,14 @@ def state(site: Site) -> Iterator[Finding]:
     """Servers' records, engines without an owner, files of ours that cannot be read."""
     unreadable, dead, running = [], [], []
     orphans: set[int] = set()
-    for path, record, orphan in registry.survey():
+    for path, record, leftovers in registry.survey():
         if record is None:
             unreadable.append(path)
         elif record.owner_lives:
             running.append(record)
         else:
             dead.append(record)
-            if orphan is not None:
-                orphans.add(orphan)
+            orphans.update(leftovers)
     orphans.update(_unkept())
     if orphans:
         pids = " ".join(map(str, sorted(orphans)))

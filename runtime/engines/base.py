@@ -134,6 +134,7 @@ class LaunchSpec:
         threads_batch: Threads for prompts; None for as many as ``threads``.
         speculation: Speculative decoding by n-grams; None for none.
         prompt_cache_bytes: Most memory for prompts kept from earlier requests.
+        slot_folder: Where the engine may write what a slot holds, and read it from; None: nowhere.
         checkpoints: Most copies of a slot's state, for models that need them.
     """
 
@@ -161,6 +162,7 @@ class LaunchSpec:
     threads_batch: int | None = None
     speculation: Speculation | None = None
     prompt_cache_bytes: int | None = None
+    slot_folder: Path | None = None
     checkpoints: int | None = None
     extra_args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 # A CORS origin that no browser page can have: the engine answers pages by default.
 NO_ORIGIN = "http://origin.invalid"
 
+# More than this of a request must be like what a slot holds for the request to be given that slot
+# without a look into the cache of earlier prompts: so it always looks. With the engine's default, a
+# tenth, conversations that begin alike cut off one another: six agents on four slots found 77 % of
+# their prompts again (0.9: 93 %, this: all).
+SLOT_SIMILARITY = 1.0
+
 # ggml's type numbers, as llama-cpp-python wants them (ggml.h, enum ggml_type).
 _GGML_TYPES = {
     "f32": 0,
@@ -81,6 +87,10 @@ def xllamacpp_command(spec: LaunchSpec, *, python: str, host: Path) -> EngineCom
         params["n_ubatch"] = spec.physical_batch
     if spec.prompt_cache_bytes is not None:
         params["cache_ram_mib"] = spec.prompt_cache_bytes >> 20
+    if spec.prompt_cache_bytes:
+        params["slot_prompt_similarity"] = SLOT_SIMILARITY
+    if spec.slot_folder:
+        params["slot_save_path"] = f"{spec.slot_folder}/"
     if spec.checkpoints is not None:
         params["n_ctx_checkpoints"] = spec.checkpoints
     if spec.pooling:
@@ -234,6 +244,10 @@ def llama_server_command(
         argv.need("--ubatch-size", str(spec.physical_batch))
     if spec.prompt_cache_bytes is not None:
         argv.hint("--cache-ram", str(spec.prompt_cache_bytes >> 20))
+    if spec.prompt_cache_bytes:
+        argv.hint("--slot-prompt-similarity", str(SLOT_SIMILARITY))
+    if spec.slot_folder:
+        argv.hint("--slot-save-path", f"{spec.slot_folder}/")
     if spec.checkpoints is not None:
         argv.hint("--ctx-checkpoints", str(spec.checkpoints))
     asked_for: tuple[tuple[str, object, object], ...] = (

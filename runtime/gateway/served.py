@@ -36,6 +36,10 @@ class ServedModel(AsyncLlamaClient):
         self._source.start()
         self._begun.add(self._source)
 
+    def cut(self) -> None:
+        """End its requests, and each one to come; for the event loop's thread."""
+        self._board.close()
+
     def end(self) -> None:
         """End the engine; nobody may be using it."""
         for source in self._shut():

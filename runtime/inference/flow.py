@@ -125,6 +125,7 @@ class _Ask:
         self.clock = Clock(limits)
         self.course = Course(max_retries=limits.max_retries, emit=emit)
         self.ticket = backend.incidents.enter()
+        self.landed: int | None = None
 
 
 def _in_its_slot(ask: _Ask, places: Places) -> Flow[LLMResponse]:
@@ -134,13 +135,16 @@ def _in_its_slot(ask: _Ask, places: Places) -> Flow[LLMResponse]:
     be at home is not known yet.
     """
     endpoint = yield from locate(ask.clock.left_s)
-    slot = places.take(ask.wish, endpoint)
-    if slot is not None:
-        ask.wish = replace(ask.wish, options={**ask.wish.options, "id_slot": slot})
+    seat = places.take(ask.wish, endpoint)
+    if seat is None:
+        return (yield from _answered(ask))
+    # The last event of an answer then says which slot it came from.
+    told = {"verbose": True} if seat.slot is None else {"id_slot": seat.slot}
+    ask.wish = replace(ask.wish, options={**ask.wish.options, **told})
     try:
         return (yield from _answered(ask))
     finally:
-        places.give_back(slot, endpoint)
+        places.give_back(seat, ask.landed)
 
 
 def _answered(ask: _Ask) -> Flow[LLMResponse]:
@@ -174,6 +178,7 @@ def _answered(ask: _Ask) -> Flow[LLMResponse]:
             asked, wish = better, follow_ups.repaired(wish, exc) or wish
             continue
         answer = got.answer
+        ask.landed = answer.slot
         ask.backend.pace.learn_from(answer.timings)
         closed: Closed | None = None
         try:

@@ -1,9 +1,15 @@
 """Which slot of an engine a conversation is in, so that it finds its prompt there again.
 
-llama.cpp gives a request to the idle slot whose last prompt is most like it, measured from the
-beginning. Conversations that begin alike (agents with one system prompt) are then all given to one
-slot in turn, and each finds what the others left: with four of them only the system prompt was
-reused, 52 % of what was there to be reused after ten turns. So the client says which slot.
+llama.cpp has two places for the prompts it has computed: each slot holds one, and a cache in main
+memory holds copies, which it makes of idle slots whenever a request begins. It looks into that
+cache only when it gives a request a slot that is unlike it, which we have it do always
+(:data:`runtime.engines.commands.SLOT_SIMILARITY`): by default a tenth in common makes a slot like
+it, and conversations that begin alike (agents with one system prompt) are given to one slot in
+turn, where each cuts off what the others had.
+
+What was in a slot last has no copy yet. So a conversation that goes on names its slot while it is
+known to be there; every other request is left to the engine, which brings the conversation back
+from the copies, or a beginning that is shared, and says afterwards which slot it took.
 """
 
 from __future__ import annotations
@@ -11,13 +17,16 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from runtime.inference.payload import LLAMA_CPP_KINDS
 
 if TYPE_CHECKING:
     from runtime.engines.base import Endpoint
+    from runtime.inference.effects import Flow
     from runtime.inference.wishes import Wish
+
+T = TypeVar("T")
 
 Keys = tuple[int, ...]
 """One number for each beginning of a conversation: its first message, its first two, and so on."""
@@ -27,9 +36,23 @@ Keys = tuple[int, ...]
 class _Slot:
     number: int
     held: Keys = ()
-    lasting: bool = False
     busy: bool = False
-    used: int = 0
+    fresh: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where one request is.
+
+    Attributes:
+        slot: The slot that it names; None: the engine chooses.
+        generation: The engine process that this is about.
+        keys: What the slot holds once the request is over.
+    """
+
+    slot: int | None
+    generation: int
+    keys: Keys
 
 
 class Places:
@@ -37,65 +60,71 @@ class Places:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._generation: int | None = None
+        self._generation = 0
         self._slots: list[_Slot] = []
-        self._clock = 0
         self._unplaced = 0
-        self._left_alone = False
 
-    def take(self, wish: Wish, endpoint: Endpoint) -> int | None:
-        """The slot for a request, which is busy until :meth:`give_back`; None: the engine's choice.
+    def take(self, wish: Wish, endpoint: Endpoint) -> Seat | None:
+        """The seat of a request, until :meth:`give_back`; None where there is nothing to choose.
 
-        It is the engine's, too, while it has requests of its own choosing: which slots those are
-        in is not known, and one that names a slot waits for it however many others are free.
-
-        A conversation goes where it was. A new one goes where it harms none that will go on (those
-        that are offered tools, or have an answer in them), else where none went on for longest.
+        A conversation goes where it was. One that is like no other begins in a slot that was never
+        used. The engine chooses for all others, and for everyone while it has requests of its own
+        choosing: which slots those are in is not known, and one that names a slot waits for it
+        however many others are free.
         """
         if endpoint.kind not in LLAMA_CPP_KINDS or not endpoint.slots or endpoint.slots < 2:
             return None
         keys = _keys(wish)
-        begun = any(message["role"] == "assistant" for message in wish.messages)
-        lasting = begun or wish.tools is not None
         with self._lock:
-            if self._generation != endpoint.generation:
-                self._generation = endpoint.generation
-                self._slots = [_Slot(number) for number in range(endpoint.slots)]
-                self._unplaced = 0
-            if self._left_alone or self._unplaced:
-                self._unplaced += 1
-                return None
-            free = [slot for slot in self._slots if not slot.busy]
-            chosen = _mine(free, keys) or _harmless(free, keys, lasting=lasting)
-            if chosen is None and not begun:
-                chosen = min(free, key=lambda slot: slot.used, default=None)
+            self._meet(endpoint)
+            chosen = None
+            if not self._unplaced:
+                free = [slot for slot in self._slots if not slot.busy]
+                chosen = _mine(free, keys)
+                if chosen is None and not any(_alike(slot.held, keys) for slot in self._slots):
+                    chosen = next((slot for slot in free if slot.fresh), None)
             if chosen is None:
-                # More conversations than slots: this one lost its own. The engine may have kept
-                # what was there, and looks for it only where it chooses the slot.
                 self._unplaced += 1
-                return None
-            self._clock += 1
-            chosen.held, chosen.lasting = keys, lasting
-            chosen.busy, chosen.used = True, self._clock
-            return chosen.number
+                return Seat(None, endpoint.generation, keys)
+            chosen.held, chosen.busy, chosen.fresh = keys, True, False
+            return Seat(chosen.number, endpoint.generation, keys)
 
-    def give_back(self, number: int | None, endpoint: Endpoint) -> None:
-        """The request that :meth:`take` had this answer for is over."""
-        with self._lock:
-            if self._generation != endpoint.generation:
-                return
-            if number is None:
-                self._unplaced = max(0, self._unplaced - 1)
-            else:
-                self._slots[number].busy = False
+    def give_back(self, seat: Seat, landed: int | None) -> None:
+        """The request that :meth:`take` had this answer for is over.
 
-    def leave_alone(self) -> None:
-        """From now on the engine chooses: texts to embed take any slot, and empty it.
-
-        What was in it is kept by the engine aside, and found again only when the engine chooses.
+        Args:
+            seat: The answer.
+            landed: The slot that the engine chose; None when it did not come to say.
         """
         with self._lock:
-            self._left_alone = True
+            if self._generation != seat.generation:
+                return
+            if seat.slot is not None:
+                self._slots[seat.slot].busy = False
+                return
+            self._unplaced = max(0, self._unplaced - 1)
+            if landed is None:
+                for slot in self._slots:
+                    if not slot.busy:  # it may have been any of them
+                        slot.held, slot.fresh = (), False
+            elif landed < len(self._slots):
+                self._slots[landed].held, self._slots[landed].fresh = seat.keys, False
+
+    def disturbed(self, flow: Flow[T]) -> Flow[T]:
+        """A flow of requests that may take any slot: texts to embed do, and empty it."""
+        with self._lock:
+            seat = Seat(None, self._generation, ())
+            self._unplaced += 1
+        try:
+            return (yield from flow)
+        finally:
+            self.give_back(seat, None)
+
+    def _meet(self, endpoint: Endpoint) -> None:
+        if not self._slots or self._generation != endpoint.generation:
+            self._generation = endpoint.generation
+            self._slots = [_Slot(number) for number in range(endpoint.slots or 0)]
+            self._unplaced = 0
 
 
 def _mine(free: list[_Slot], keys: Keys) -> _Slot | None:
@@ -104,24 +133,8 @@ def _mine(free: list[_Slot], keys: Keys) -> _Slot | None:
     return max(holding, key=lambda slot: len(slot.held), default=None)
 
 
-def _harmless(free: list[_Slot], keys: Keys, *, lasting: bool) -> _Slot | None:
-    """The slot to begin in: an empty one, or that of a conversation which will not go on."""
-    if lasting:
-        # Least like this one: another like it may come, which can then begin with what is there.
-        return min(
-            (slot for slot in free if not slot.lasting),
-            key=lambda slot: (_common(slot.held, keys), slot.used),
-            default=None,
-        )
-    return max(
-        (slot for slot in free if not slot.lasting),
-        key=lambda slot: (_common(slot.held, keys), -slot.used),
-        default=None,
-    )
-
-
-def _common(held: Keys, keys: Keys) -> int:
-    return sum(one == other for one, other in zip(held, keys, strict=False))
+def _alike(held: Keys, keys: Keys) -> bool:
+    return held[:1] == keys[:1]
 
 
 def _keys(wish: Wish) -> Keys:

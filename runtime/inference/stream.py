@@ -93,6 +93,7 @@ class Answer:
         self._delivered = bool(prefix)
         self.progress: tuple[int, int] | None = None
         self.prompt_s: float = 0.0
+        self.slot: int | None = None
         self._call_ids = call_ids or {}
         self._prefix_tokens = prefix_tokens
         self._given = 0
@@ -299,9 +300,12 @@ class Answer:
                 self._logprobs.extend(logprobs.get("content") or ())
             if reason := choice.get("finish_reason"):
                 self.finish_reason = _text(reason)
-        match chunk.get("__verbose"):
+        match told := chunk.get("__verbose"):
             case {"stop_type": "word", "stopping_word": str(stop_text)}:
                 self.stop_text = stop_text
+        match told:
+            case {"id_slot": int(slot)}:
+                self.slot = slot
         if isinstance(timings := chunk.get("timings"), dict):
             self.timings = timings
         if isinstance(progress := chunk.get("prompt_progress"), dict):

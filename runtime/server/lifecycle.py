@@ -50,6 +50,8 @@ class Event(enum.StrEnum):
     DOOMED = "doomed"
     """The process is gone, and another try would end the same way, or none is allowed."""
     RETRY = "retry"
+    PROMOTED = "promoted"
+    """A standby that is loaded and healthy takes the place of the process that is gone."""
     STOP = "stop"
     GONE = "gone"
     """The process that was told to end has ended."""
@@ -78,6 +80,7 @@ _NEXT: Final[dict[tuple[State, Event], State]] = {
     (State.SUSPECT, Event.DOOMED): State.FAILED,
     (State.SUSPECT, Event.STOP): State.STOPPING,
     (State.BACKOFF, Event.RETRY): State.RESOLVING,
+    (State.BACKOFF, Event.PROMOTED): State.READY,
     (State.BACKOFF, Event.STOP): State.STOPPED,
     (State.STOPPING, Event.GONE): State.STOPPED,
 }

@@ -103,9 +103,10 @@ class Loop:
         """Forget the timer of that name, if there is one."""
         self._timers.pop(name, None)
 
-    def cancel_timers(self) -> None:
-        """Forget every timer."""
-        self._timers.clear()
+    def cancel_timers(self, of: str) -> None:
+        """Forget every timer whose name begins so."""
+        for name in [name for name in self._timers if name.startswith(of)]:
+            del self._timers[name]
 
     def _run(self, woken: socket.socket) -> None:
         self.ending = False
@@ -150,3 +151,29 @@ class Loop:
                 reply.set_result(request())
             except Exception as exc:  # noqa: BLE001 - belongs to whoever asked
                 reply.set_exception(exc)
+
+
+class Timers:
+    """The timers of one owner on a loop: they meet no other's of the same name."""
+
+    def __init__(self, loop: Loop, owner: str) -> None:
+        """Prepare.
+
+        Args:
+            loop: Where they run.
+            owner: Tells them from those of others.
+        """
+        self._loop = loop
+        self._prefix = f"{owner}/"
+
+    def after(self, delay_s: float, name: str, action: Callable[[], None]) -> None:
+        """Call ``action`` once in ``delay_s`` seconds; replaces the timer of that name."""
+        self._loop.after(delay_s, self._prefix + name, action)
+
+    def cancel(self, name: str) -> None:
+        """Forget the timer of that name, if there is one."""
+        self._loop.cancel(self._prefix + name)
+
+    def cancel_all(self) -> None:
+        """Forget every timer of this owner."""
+        self._loop.cancel_timers(self._prefix)

@@ -22,10 +22,11 @@ from runtime.errors import (
     StorageError,
 )
 from runtime.server import probe, registry
+from runtime.server.engine_run import CONFIRM_AGAIN_S, KILL_PATIENCE_S
 from runtime.server.lifecycle import RESTING_STATES, State
-from runtime.server.plan import new_key, plan_launch, refuse_taken_port
+from runtime.server.plan import new_key, plan_launch, refuse_shared_port, refuse_taken_port
 from runtime.server.snapshot import take_snapshot
-from runtime.server.supervisor import CONFIRM_AGAIN_S, KILL_PATIENCE_S, Supervisor
+from runtime.server.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,6 +106,7 @@ class ServerManager:
             LLMError: Anything else that kept it from starting, as its own class.
         """
         self._refuse_after_fork()
+        refuse_shared_port(self.config)
         _LIVE.add(self)
         if self._supervisor.begin():
             try:
@@ -310,7 +312,9 @@ class ServerManager:
                 registry.erase(self._record_name)
                 self._recorded = None
             return
-        facts = (view.state, view.pid, view.endpoint)
+        standby = view.standby
+        second = standby.pid if standby else None
+        facts = (view.state, view.pid, view.endpoint, second)
         if facts == self._recorded or view.state not in _RECORDED_STATES:
             return
         self._recorded = facts
@@ -327,6 +331,9 @@ class ServerManager:
             started_at=view.started_at,
             engine_birth=registry.birth(view.pid) if view.pid else None,
             log_path=str(view.log_path) if view.log_path else None,
+            standby_pid=second,
+            standby_birth=registry.birth(second) if second else None,
+            standby_log_path=str(standby.log_path) if standby and standby.log_path else None,
         )
         try:
             registry.write(record)

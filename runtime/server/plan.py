@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,6 +84,31 @@ class LaunchPlan:
         return self.spec.physical_batch or DEFAULT_BATCH
 
 
+def once_more(plan: LaunchPlan, config: ServerConfig) -> LaunchPlan:
+    """The same launch for a second process: with a name and a log file of its own.
+
+    Raises:
+        ConfigError: The model's files are not those that were planned with.
+    """
+    spec = replace(plan.spec, nonce=_nonce())
+    command = plan.choice.engine.command(spec)
+    try:
+        unchanged = tuple(map(file_identity, plan.model.files)) == plan.model_identity
+    except OSError:
+        unchanged = False
+    if not unchanged:
+        raise ConfigError(
+            f"The model file {plan.model.path} is not the one that was started first.",
+            hint="Restart the server to use the new one.",
+        )
+    log_path, _ = _log_file(config, spec)
+    return replace(plan, spec=spec, command=command, log_path=log_path)
+
+
+def _nonce() -> str:
+    return f"~{secrets.token_hex(6)}"
+
+
 def new_key() -> str:
     """A random key of 256 bits."""
     return secrets.token_urlsafe(32)
@@ -144,7 +169,7 @@ def plan_launch(
     spec = LaunchSpec(
         model_path=model.path,
         alias=config.alias or model.name,
-        nonce=f"~{secrets.token_hex(6)}",
+        nonce=_nonce(),
         api_key=api_key,
         host=config.host,
         port=config.port,
@@ -228,6 +253,20 @@ def _file(path: str, setting: str) -> Path:
             f"{setting} names {found}, and there is no such file.", hint="Check the path."
         )
     return found
+
+
+def refuse_shared_port(config: ServerConfig) -> None:
+    """Refuse a standby for a server whose engine has a fixed port.
+
+    Raises:
+        ConfigError: Both are wanted.
+    """
+    if config.standby and config.port:
+        raise ConfigError(
+            f"standby needs port=0: two engines cannot both listen on port {config.port}.",
+            hint="Leave port out; `llama-runtime serve --standby` has a fixed address, for it "
+            "listens itself.",
+        )
 
 
 def refuse_taken_port(host: str, port: int) -> None:

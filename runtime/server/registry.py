@@ -45,6 +45,9 @@ class ServerRecord:
         started_at: When the engine process was started.
         log_path: The file with its engine's output.
         engine_birth: What tells the engine's process from a later one with the same id.
+        standby_pid: The process id of the engine that would take over, or None.
+        standby_birth: What tells that process from a later one with the same id.
+        standby_log_path: The file with its output.
         own_log_path: The file with the owner's own output, where it was detached.
     """
 
@@ -61,6 +64,9 @@ class ServerRecord:
     log_path: str | None
     engine_birth: str | None = None
     own_log_path: str | None = None
+    standby_pid: int | None = None
+    standby_birth: str | None = None
+    standby_log_path: str | None = None
 
     @property
     def owner_lives(self) -> bool:
@@ -150,22 +156,29 @@ def logs_in_use() -> frozenset[Path]:
         path
         for _, record in _all()
         if record is not None and record.owner_lives
-        for path in (record.log_path, record.own_log_path)
+        for path in (record.log_path, record.standby_log_path, record.own_log_path)
     )
     return frozenset(Path(path) for path in paths if path)
 
 
-def survey() -> Iterator[tuple[Path, ServerRecord | None, int | None]]:
+def survey() -> Iterator[tuple[Path, ServerRecord | None, tuple[int, ...]]]:
     """The records as they lie there; nothing is ended or removed.
 
     Yields:
         A record's file, what it says (None when it cannot be read), and, where its owner is dead,
-        the process id of an engine that is proven to be its leftover.
+        the process ids of engines that are proven to be its leftovers.
     """
     for path, record in _all():
-        pid = record.engine_pid if record is not None and not record.owner_lives else None
-        orphan = record is not None and pid is not None and _is_engine_of(record, pid)
-        yield path, record, pid if orphan else None
+        orphans: tuple[int, ...] = ()
+        if record is not None and not record.owner_lives:
+            written = (
+                (record.engine_pid, record.engine_birth),
+                (record.standby_pid, record.standby_birth),
+            )
+            orphans = tuple(
+                pid for pid, born in written if pid is not None and _is_engine_of(record, pid, born)
+            )
+        yield path, record, orphans
 
 
 def reap_leftovers() -> tuple[int, ...]:
@@ -177,10 +190,10 @@ def reap_leftovers() -> tuple[int, ...]:
     less certain is let live. Files of dead owners and unreadable ones are removed.
     """
     reaped = []
-    for path, record, pid in survey():
+    for path, record, pids in survey():
         if record is not None and record.owner_lives:
             continue
-        if pid is not None:
+        for pid in pids:
             with contextlib.suppress(psutil.Error):
                 psutil.Process(pid).kill()  # compares the time of creation once more
                 reaped.append(pid)
@@ -190,8 +203,8 @@ def reap_leftovers() -> tuple[int, ...]:
     return tuple(reaped)
 
 
-def _is_engine_of(record: ServerRecord, pid: int) -> bool:
-    if record.engine_birth is None or birth(pid) != record.engine_birth:
+def _is_engine_of(record: ServerRecord, pid: int, born: str | None) -> bool:
+    if born is None or birth(pid) != born:
         return False
     try:
         return psutil.Process(pid).environ().get(MARK) == record.name

@@ -60,7 +60,11 @@ class ServerSnapshot:
         device: ``requested``, ``actual``, ``gpu_layers`` (``offloaded``, ``total``), ``why``,
             ``devices``.
         memory: ``rss_bytes`` of the engine, ``keeper_rss_bytes``, and ``planned_bytes``, the
-            largest resident size that was reckoned with before the launch.
+            largest resident size that was reckoned with before the launch, without a standby.
+        standby: The second engine: ``wanted``, ``state`` (``waiting``, ``loading``, ``ready``,
+            ``failed``), ``why``, ``pid``, ``ready_at``, ``proven_at`` (when it last computed a
+            token), ``promotions``, ``rss_bytes`` and ``planned_bytes``, without the weights that
+            both engines map from one file.
         tokens: ``prompt``, ``prompt_cached``, ``generated`` since the engine started.
         speed: ``prompt_tokens_per_s``, ``generated_tokens_per_s``, means since the start.
         health: ``ok`` and ``message``.
@@ -97,6 +101,7 @@ class ServerSnapshot:
     tuned: Mapping[str, object] | None
     device: Mapping[str, object]
     memory: Mapping[str, object]
+    standby: Mapping[str, object]
     tokens: Mapping[str, object]
     speed: Mapping[str, object]
     health: Mapping[str, object]
@@ -183,6 +188,7 @@ def take_snapshot(config: ServerConfig, view: View, *, poll_interval_s: float) -
             "keeper_rss_bytes": live.keeper_rss_bytes,
             "planned_bytes": plan.memory.resident_bytes if plan else None,
         },
+        standby=_standby(view),
         tokens={
             "prompt": _whole(live.counters.get("prompt_tokens_total")),
             "prompt_cached": _whole(live.counters.get("prompt_tokens_cached_total")),
@@ -235,6 +241,23 @@ def _look(view: View) -> _Live:
         counters=_counters(metrics.body) if isinstance(metrics.body, str) else {},
         responds=slots.status == 200 if endpoint.capabilities.slots else None,
     )
+
+
+def _standby(view: View) -> dict[str, object]:
+    standby, plan = view.standby, view.plan
+    if standby is None:
+        return {"wanted": False, "state": None}
+    return {
+        "wanted": True,
+        "state": standby.state,
+        "why": standby.why or None,
+        "pid": standby.pid,
+        "ready_at": standby.ready_at,
+        "proven_at": standby.proven_at,
+        "promotions": standby.promotions,
+        "rss_bytes": _rss(standby.pid),
+        "planned_bytes": plan.memory.standby.total_bytes if plan else None,
+    }
 
 
 def _rss(pid: int | None) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from runtime.server.lifecycle import State
 
@@ -56,6 +56,32 @@ class LastExit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StandbyView:
+    """The second engine, which takes over when the first one is gone.
+
+    Attributes:
+        state: ``waiting`` to be started, ``loading``, ``ready``, or ``failed``: none will be
+            started any more.
+        why: What it waits for or why it failed; empty when it loads or is ready.
+        pid: Its process id while it exists.
+        keeper_pid: Its keeper's process id while it exists.
+        ready_at: When it was loaded, ISO 8601, UTC.
+        proven_at: When it last computed a token.
+        promotions: How often a standby has taken over since start() was called.
+        log_path: The file with its output.
+    """
+
+    state: Literal["waiting", "loading", "ready", "failed"] = "waiting"
+    why: str = ""
+    pid: int | None = None
+    keeper_pid: int | None = None
+    ready_at: str | None = None
+    proven_at: str | None = None
+    promotions: int = 0
+    log_path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """Everything known about the server at one moment; a new one replaces it at each change.
 
@@ -77,6 +103,7 @@ class View:
         error: Why it failed, while failed.
         log_path: The file with the engine's output.
         history: The last transitions, oldest first.
+        standby: The second engine, where one is wanted.
     """
 
     generation: int = 0
@@ -96,3 +123,4 @@ class View:
     error: LLMError | None = None
     log_path: Path | None = None
     history: tuple[Transition, ...] = ()
+    standby: StandbyView | None = None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from runtime.engines.base import Endpoint
     from runtime.server.launcher import EngineProcess
-    from runtime.server.loop import Loop
+    from runtime.server.loop import Timers
     from runtime.server.plan import LaunchPlan
     from runtime.server.watchdog import Verdict
 
@@ -41,22 +41,22 @@ class StartWatch:
 
     def __init__(
         self,
-        loop: Loop,
+        timers: Timers,
         process: EngineProcess,
         *,
         stall_timeout_s: float,
         on_hopeless: Callable[[str, str, str], None],
     ) -> None:
-        """Begin; the loop's timers are the watch.
+        """Begin; its timers are the watch.
 
         Args:
-            loop: Where it runs.
+            timers: Where it runs.
             process: What is watched.
             stall_timeout_s: How long nothing may move.
             on_hopeless: Told the diagnosis, what was seen and what to do, when it will never be
                 ready.
         """
-        self._loop = loop
+        self._timers = timers
         self._process = process
         self._stall_timeout_s = stall_timeout_s
         self._on_hopeless = on_hopeless
@@ -69,7 +69,7 @@ class StartWatch:
         self._progress_s = time.monotonic()
 
     def _check_again(self) -> None:
-        self._loop.after(STALL_CHECK_S, "stall", self._check)
+        self._timers.after(STALL_CHECK_S, "stall", self._check)
 
     def _check(self) -> None:
         if self._process.pid is None:
@@ -106,15 +106,15 @@ class StartWatch:
         def look() -> None:
             wrong = guard.look(cpu_s=_cpu_seconds(pid), rss_bytes=_rss_bytes(pid))
             if wrong is None:
-                self._loop.after(LOOK_S, "template", look)
+                self._timers.after(LOOK_S, "template", look)
             else:
                 self._on_hopeless("bad_template", f"{_template_name(plan)} {wrong}.", TEMPLATE_HINT)
 
-        self._loop.after(LOOK_S, "template", look)
+        self._timers.after(LOOK_S, "template", look)
 
     def past_template(self) -> None:
         """It listens: the template is behind it."""
-        self._loop.cancel("template")
+        self._timers.cancel("template")
 
 
 class ServiceWatch:
@@ -128,7 +128,7 @@ class ServiceWatch:
 
     def __init__(
         self,
-        loop: Loop,
+        timers: Timers,
         process: EngineProcess,
         plan: LaunchPlan,
         endpoint: Endpoint,
@@ -139,7 +139,7 @@ class ServiceWatch:
         """Begin, before anyone can send it a request.
 
         Args:
-            loop: Where it runs.
+            timers: Where it runs.
             process: What is watched.
             plan: How it was launched.
             endpoint: Where it answers.
@@ -147,7 +147,7 @@ class ServiceWatch:
             on_verdict: Told what each look gave, and for how long nothing has moved in words. After
                 ``"stuck"`` there are no more looks.
         """
-        self._loop = loop
+        self._timers = timers
         self._process = process
         self._floor_s = floor_s
         self._on_verdict = on_verdict
@@ -176,9 +176,15 @@ class ServiceWatch:
             timeout_s=LOOK_TIMEOUT_S,
         )
 
+    def at_work(self) -> bool:
+        """Whether a slot is at work now; False where the engine does not show it."""
+        return self.endpoint.capabilities.slots is True and bool(
+            slots_at_work(self._ask_slots().body)
+        )
+
     def _look_again(self) -> None:
         pause_s = WATCH_WORKING_S if self._watchdog.working else WATCH_IDLE_S
-        self._loop.after(min(pause_s, self._floor_s / 4), "watch", self._look)
+        self._timers.after(min(pause_s, self._floor_s / 4), "watch", self._look)
 
     def _look(self) -> None:
         if self._process.pid is None:

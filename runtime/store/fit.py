@@ -214,6 +214,8 @@ def _too_large(made: MemoryPlan, available: int, why: str) -> ModelTooLargeError
 
 def _smaller(request: PlanRequest, available: int) -> str:
     """The next step: the largest setting that would fit."""
+    if request.standby and plan(replace(request, standby=False)).host_bytes <= available:
+        return "It would fit without the standby engine (standby=False)."
     for slots in dict.fromkeys((request.parallel, 1)):
         fewer = replace(request, parallel=slots)
         if found := largest_context(fewer, available, most=request.slot_ctx):

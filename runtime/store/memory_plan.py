@@ -67,6 +67,7 @@ class PlanRequest:
         projector: The vision projector, when there is one.
         draft: The draft model, when there is one.
         adapter_bytes: Size of all LoRA adapters.
+        standby: A second engine is kept loaded beside the one that serves.
         copied_types: Tensor types that the engine keeps a rearranged copy of; None for those of
             this machine's processor.
     """
@@ -83,6 +84,7 @@ class PlanRequest:
     projector: ModelFacts | None = None
     draft: ModelFacts | None = None
     adapter_bytes: int = 0
+    standby: bool = False
     copied_types: frozenset[str] | None = None
 
 
@@ -98,9 +100,12 @@ class MemoryPlan:
         projector: The vision projector's weights.
         draft: All of the draft model.
         overhead: The engine's process and the vocabulary.
+        standby: All of the second engine but the weights that both map from one file.
         file_pages_bytes: Pages of the model file that show in the process's resident size although
             a rearranged copy has taken their place. The system drops them when memory is short, so
             they do not count as needed.
+        mapped_bytes: Weights in main memory that are the model file's own pages, draft included: a
+            second process has them for nothing.
         checkpoint_bytes: One of the copies of a slot's state that the engine makes from time to
             time, up to 32 for each slot; 0 for models that need none. Not counted.
         uncertain: Why the figures may be wrong, one sentence each.
@@ -113,7 +118,9 @@ class MemoryPlan:
     projector: Split
     draft: Split
     overhead: Split
+    standby: Split
     file_pages_bytes: int
+    mapped_bytes: int
     checkpoint_bytes: int
     uncertain: tuple[str, ...]
 
@@ -127,6 +134,7 @@ class MemoryPlan:
             "projector": self.projector,
             "draft model": self.draft,
             "engine": self.overhead,
+            "standby engine": self.standby,
         }
 
     @property
@@ -147,7 +155,7 @@ class MemoryPlan:
     @property
     def resident_bytes(self) -> int:
         """The largest resident size that the engine's process will show."""
-        return self.host_bytes + self.file_pages_bytes
+        return self.host_bytes - self.standby.host_bytes + self.file_pages_bytes
 
 
 def plan_memory(
@@ -164,6 +172,7 @@ def plan_memory(
     projector: ModelFacts | None = None,
     draft: ModelFacts | None = None,
     adapter_bytes: int = 0,
+    standby: bool = False,
     copied_types: frozenset[str] | None = None,
 ) -> MemoryPlan:
     """What the model will take with this context; the arguments are :class:`PlanRequest`'s.
@@ -185,6 +194,7 @@ def plan_memory(
             projector=projector,
             draft=draft,
             adapter_bytes=adapter_bytes,
+            standby=standby,
             copied_types=copied_types,
         )
     )
@@ -196,6 +206,14 @@ def plan(request: PlanRequest) -> MemoryPlan:
     Raises:
         ConfigError: A cache type that this model's heads or the other settings do not allow.
     """
+    made = _one_engine(replace(request, standby=False))
+    if not request.standby:
+        return made
+    second = Split(max(0, made.host_bytes - made.mapped_bytes), made.gpu_bytes)
+    return replace(made, request=request, standby=second)
+
+
+def _one_engine(request: PlanRequest) -> MemoryPlan:
     facts = request.facts
     flash = request.flash_attn != "off"
     if not flash and request.cache_type_v not in {"f32", "f16", "bf16"}:
@@ -218,6 +236,13 @@ def plan(request: PlanRequest) -> MemoryPlan:
     kv = Split(sum(cache.layers[:on_host]), sum(cache.layers[on_host:]))
     copied = request.copied_types if request.copied_types is not None else copied_types()
     share = _share(sum(facts.weights.layers[:on_host]), sum(facts.weights.layers))
+    file_pages = int(
+        share * sum(size for name, size in facts.weights.matrices.items() if name in copied)
+    )
+    on_file = facts.weights.input + sum(facts.weights.layers[:on_host])
+    on_file += 0 if output_offloaded else facts.weights.output
+    draft = _draft(request)
+    draft_split = Split(draft.host_bytes - _PROCESS_BYTES, draft.gpu_bytes) if draft else Split()
     doubts = list(cache.uncertain)
     if offloaded:
         doubts.append("What the GPU's driver takes for itself is not counted.")
@@ -229,13 +254,13 @@ def plan(request: PlanRequest) -> MemoryPlan:
         kv_cache=kv,
         compute=_compute(request, cache, on_gpu=offloaded, on_host=on_host),
         projector=_projector(request.projector, on_gpu=offloaded > 0),
-        draft=_draft(request),
+        draft=draft_split,
         overhead=Split(
             _PROCESS_BYTES + facts.vocab_size * _TOKEN_BYTES + facts.merges * _MERGE_BYTES
         ),
-        file_pages_bytes=int(
-            share * sum(size for name, size in facts.weights.matrices.items() if name in copied)
-        ),
+        standby=Split(),
+        file_pages_bytes=file_pages,
+        mapped_bytes=max(0, on_file - file_pages) + (draft.mapped_bytes if draft else 0),
         checkpoint_bytes=cache.checkpoint_bytes,
         uncertain=tuple(doubts),
     )
@@ -341,10 +366,10 @@ def _projector(projector: ModelFacts | None, *, on_gpu: bool) -> Split:
     return Split(0, size) if on_gpu else Split(size)
 
 
-def _draft(request: PlanRequest) -> Split:
+def _draft(request: PlanRequest) -> MemoryPlan | None:
     if request.draft is None:
-        return Split()
-    draft = plan(
+        return None
+    return _one_engine(
         replace(
             request,
             facts=request.draft,
@@ -356,4 +381,3 @@ def _draft(request: PlanRequest) -> Split:
             gpu_layers=ALL_LAYERS if request.gpu_layers else 0,
         )
     )
-    return Split(draft.host_bytes - _PROCESS_BYTES, draft.gpu_bytes)

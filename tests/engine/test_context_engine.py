@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from tests.engine.test_client_engine import LLAMA_CPP, options_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.engine
 
@@ -267,3 +269,44 @@ def test_four_agents_in_turn_each_find_their_own_prompt_again(
     assert last.response is not None
     assert last.response.raw is not None
     assert last.response.raw["cache"]
+
+
+@pytest.mark.parametrize("agents", [4, 9])
+def test_more_agents_than_slots_with_one_system_prompt_each_find_their_turns_again(
+    kind: str, agents: int, tiny_model_path: Path
+) -> None:
+    """In turns of changing order on two slots, some of them two at once."""
+    if kind not in LLAMA_CPP:
+        pytest.skip("it does not tell what it reused")
+    chance = random.Random(7)
+    system = "You are a careful agent. " + "Follow the rules of the house. " * 30
+    talks = [[message("system", system), message("user", f"Task {n}.")] for n in range(agents)]
+    seen, turns = [0] * agents, 5
+    shares: list[float] = []
+
+    def turn(number: int) -> None:
+        reply: Any = own.chat(
+            talks[number],
+            params=LLMChatParams(temperature=0, max_tokens=8, provider_options={"seed": 1}),
+        )
+        cache = reply.raw["cache"]
+        if seen[number]:
+            shares.append(cache["reused"] / seen[number])
+        seen[number] = cache["reused"] + cache["processed"]
+        talks[number] += [message("assistant", reply.text), message("user", "Go on, " * 12)]
+
+    options = options_of(kind)
+    with LlamaClient(
+        str(tiny_model_path), ctx_size=CONTEXT, parallel=2, threads=1, **options
+    ) as own:
+        for number in range(turns):
+            order = chance.sample(range(agents), agents)
+            if number < turns - 1:
+                for agent in order:
+                    turn(agent)
+        assert min(shares) >= 0.95
+        count = len(shares)
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(turn, chance.sample(range(agents), agents)))
+    assert min(shares[count:]) >= 0.85, "at worst the last turn is computed again"
+    assert len(shares) == agents * (turns - 1)

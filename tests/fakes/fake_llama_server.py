@@ -165,6 +165,9 @@ class Handler(BaseHTTPRequestHandler):
         if "record_posts" in FAKE:
             with Path(FAKE["record_posts"]).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(body) + "\n")
+        if "no_token" in FAKE and body.get("max_tokens") == 1:
+            self._send(500, {"error": {"code": 500, "message": "Compute error."}})
+            return
         if "story" in FAKE and body.get("stream"):
             self._tell(body)
             return

@@ -418,3 +418,27 @@ def test_the_batch_is_a_multiple_of_the_slots_where_texts_are_embedded(
         assert batch >= least
     alone = config.model_copy(update={"embeddings": False})
     assert _largest_batch(alone, facts) == batch_size or 512
+
+
+def test_a_standby_takes_all_of_a_second_engine_but_the_mapped_weights() -> None:
+    """Rearranged copies of tensors, the cache and the working memory are its own."""
+    alone, doubled = plan(request()), plan(request(standby=True))
+    assert doubled.standby.host_bytes == alone.host_bytes - alone.weights.host_bytes
+    assert doubled.host_bytes == alone.host_bytes + doubled.standby.host_bytes
+    assert doubled.resident_bytes == alone.resident_bytes, "the serving engine's own is the same"
+    assert alone.standby == Split()
+    copied = plan(request(copied_types=frozenset(model().weights.matrices), standby=True))
+    assert copied.standby.host_bytes >= doubled.standby.host_bytes + copied.file_pages_bytes
+    on_gpu = plan(request(gpu_layers=ALL_LAYERS, standby=True))
+    assert on_gpu.standby.gpu_bytes > on_gpu.weights.gpu_bytes, "a GPU maps no file"
+
+
+def test_a_standby_that_does_not_fit_is_refused_with_the_way_out() -> None:
+    doubled = plan(request(standby=True))
+    check_fits(doubled, ram(doubled.host_bytes))
+    with pytest.raises(ModelTooLargeError, match="standby engine") as caught:
+        check_fits(doubled, ram(doubled.host_bytes - MIB))
+    assert caught.value.hint == "It would fit without the standby engine (standby=False)."
+    with pytest.raises(ModelTooLargeError) as caught:
+        check_fits(doubled, ram(plan(request()).host_bytes - MIB))
+    assert "standby" not in str(caught.value.hint)
