@@ -250,8 +250,7 @@ class AsyncLlamaClient(ClientCore):
 
         wire = AsyncWire(source.queue)
         async with self._performance(source, begin, wire, threads) as performance:
-            while await performance.advance() is not None:
-                pass
+            await performance.deliver()
         return performance.result
 
     def _performance(

@@ -28,6 +28,13 @@ class CorkedTransport:
             asyncio.get_running_loop().call_soon(self._flush)
         self._waiting.append(data)
 
+    def write_now(self, data: bytes) -> None:
+        """Write at once, unless something waits that comes before."""
+        if self._waiting:
+            self._waiting.append(data)
+        else:
+            self._transport.write(data)
+
     def writelines(self, lines: Iterable[bytes]) -> None:
         """Write one after the other."""
         self.write(b"".join(lines))
