@@ -38,8 +38,6 @@ Matches of llama.cpp's own lengths (12, 24) came too seldom in an agent's answer
 of 48 and 64 tokens too many were thrown away.
 """
 
-DEFAULT_SPECULATION: Final = "ngram-mod"
-
 EXACT_TYPES: Final = frozenset({"Q4_0", "Q4_1", "Q8_0"})
 """Tensor types whose products have the same bits for one token and for several at a time."""
 
@@ -162,13 +160,15 @@ class _Chooser:
 
 
 def _speculation(chooser: _Chooser, doubt: str | None) -> Chosen[Speculation | None]:
+    """Off until it is asked for or tuning found it to be faster where it shows in no answer."""
     if chooser.config.draft_model and chooser.config.speculation == "auto":
         return Chosen(value=None, why="a draft model drafts")
-    if doubt:
-        kind = chooser.choose("speculation", "off", doubt)
-    else:
-        why = "measured: the same answers, sooner"
-        kind = chooser.choose("speculation", DEFAULT_SPECULATION, why)
+    if doubt and chooser.config.speculation == "auto":
+        return Chosen(value=None, why=doubt)
+    why = "default: drafted tokens come without logprobs; the text would be the same"
+    kind = chooser.choose("speculation", "off", why)
+    if doubt and kind.value != "off":
+        return Chosen(value=SPECULATIONS[kind.value], why=f"{SET}, although: {doubt}")
     return Chosen(value=SPECULATIONS.get(kind.value), why=kind.why)
 
 
