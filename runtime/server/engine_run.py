@@ -330,6 +330,7 @@ class EngineRun:
                 kind=plan.choice.info.kind,
                 engine_file=plan.choice.info.path,
                 embeddings=plan.spec.embeddings,
+                drafts=plan.command.drafts,
             )
             self.ready_at = Provenance.now_iso()
             self.owner.run_ready(self)
