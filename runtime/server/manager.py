@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from runtime.server.view import View
     from runtime.settings import ServerConfig
     from runtime.store import PullProgress
+    from runtime.store.drafts import Drafting
 
 log = logging.getLogger(__name__)
 
@@ -290,9 +291,19 @@ class ServerManager:
         self._key = self._key or None
         self._store = ModelStore(offline=self._offline)
         model = self._store.pull(self.config.model, progress=self._progress)
-        draft = self.config.draft_model
-        self._draft = self._store.pull(draft, progress=self._progress).path if draft else None
+        self._draft = self._find_draft()
         return plan_launch(self.config, model, api_key=self._key, draft=self._draft)
+
+    def _find_draft(self) -> Drafting:
+        from runtime.store.drafts import AUTO, Drafting, catalogue_draft  # noqa: PLC0415 - as above
+
+        wanted = self.config.draft_model
+        if wanted is None:
+            return Drafting()
+        if wanted == AUTO:
+            return catalogue_draft(self._store, self.config.model)
+        path = self._store.pull(wanted, progress=self._progress).path
+        return Drafting(name=wanted, path=path, why="draft_model was set")
 
     def _replan(self) -> LaunchPlan:
         """Before a restart: what is on disk now, without the network."""
