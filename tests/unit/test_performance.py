@@ -108,23 +108,33 @@ def test_the_user_s_word_counts_before_the_profile_and_the_profile_before_the_de
         ({"facts": model(weights=EXACT, hyperparameters={"ssm.inner_size": 9})}, "recurrent"),
         ({"draft_model": "/d.gguf"}, "draft model"),
         ({"speculation": "off"}, "set"),
+        ({"threads": 2}, "2 threads share"),
+        ({"threads": 2, "cache_type_k": "f32"}, "2 threads share"),
+        ({"threads": None, "profile": Profile(settings={"threads": 3})}, "3 threads share"),
+        ({"flash_attn": "off"}, "without flash attention"),
+        ({"profile": Profile(settings={"flash_attn": "off"})}, "without flash attention"),
     ],
 )
 def test_speculation_is_off_where_it_was_not_shown_to_keep_answers(
     changes: dict[str, Any], why: str
 ) -> None:
-    chosen = performance(**changes)
+    chosen = performance(**{"threads": 1} | changes)
     assert chosen.speculation.value is None
     assert why in chosen.speculation.why
 
 
 def test_speculation_is_on_where_it_was_measured() -> None:
-    chosen = performance()
+    chosen = performance(threads=1)
     assert chosen.speculation.value is not None
     assert "measured" in chosen.speculation.why
+    assert performance(threads=8, cache_type_k="q8_0").speculation.value is not None
     # An embedding that is not multiplied with does not count.
     apart = replace(EXACT, embedding={"Q6_K": 1}, tied_output=False)
-    assert performance(facts=model(weights=apart)).speculation.value is not None
+    assert performance(threads=1, facts=model(weights=apart)).speculation.value is not None
+
+
+def test_no_draft_makes_a_step_of_64_tokens() -> None:
+    assert all(made.draft_tokens + 1 < 64 for made in SPECULATIONS.values())
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
