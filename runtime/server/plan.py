@@ -143,7 +143,7 @@ def plan_launch(
     tuned, tuned_notes = found.profile, (found.note,) if found.note else ()
     drafting = draft or Drafting()
     if automatic:
-        drafting = _measured(drafting, tuned)
+        drafting = _measured(drafting, tuned, config)
     if drafting.path is not None:
         check_pair(model.path, drafting.path)
         config = config.model_copy(update={"draft_model": drafting.name})
@@ -228,8 +228,10 @@ def plan_launch(
     )
 
 
-def _measured(drafting: Drafting, tuned: KeptProfile | None) -> Drafting:
+def _measured(drafting: Drafting, tuned: KeptProfile | None, config: ServerConfig) -> Drafting:
     """The catalogue's draft model, if a tuning on this machine chose it."""
+    if drafting.path is not None and config.speculation not in {"auto", "off"}:
+        return replace(drafting, path=None, why=f"off: speculation={config.speculation} was set")
     if drafting.path is None or (tuned and tuned.settings.get("draft_model") == drafting.name):
         return drafting
     why = f"off: no measurement on this machine shows a gain with {drafting.name}"

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runtime.errors import ConfigError
+from runtime.server.plan import _measured
+from runtime.server.profiles import KeptProfile, ProfileKey
+from runtime.settings import ServerConfig
 from runtime.store import ModelStore
 from runtime.store.catalog import read_catalog
-from runtime.store.drafts import catalogue_draft
+from runtime.store.drafts import Drafting, catalogue_draft
 from runtime.store.vocabulary import Vocabulary, check_pair, difference, read_vocabulary
 from runtime.testing.tiny_model import TinyShape, build_tiny_model
 
@@ -79,3 +82,19 @@ def test_a_draft_that_is_not_here_is_told_with_the_command_that_fetches_it() -> 
     store = ModelStore()
     assert "--with-draft" in catalogue_draft(store, "qwen3-4b").why
     assert "names no draft model" in catalogue_draft(store, "smollm2-135m").why
+
+
+def test_auto_drafts_only_where_a_measurement_chose_that_model(tmp_path: Path) -> None:
+    key = ProfileKey(
+        model_sha256="", model_bytes=1, engine="", engine_version="", hardware={}, fixed={}
+    )
+    tuned = KeptProfile(
+        model="m", key=key, settings={"draft_model": "small"}, tuned_at="2026", summary=""
+    )
+    here = Drafting(name="small", path=tmp_path, why="on this machine")
+    config = ServerConfig(draft_model="auto")
+    assert _measured(here, tuned, config) == here
+    assert "no measurement" in _measured(here, None, config).why
+    assert _measured(replace(here, name="another"), tuned, config).path is None
+    set_otherwise = ServerConfig(draft_model="auto", speculation="ngram-mod")
+    assert "speculation=ngram-mod" in _measured(here, tuned, set_otherwise).why
