@@ -162,7 +162,7 @@ class ServerConfig(BaseModel):
     speculation: SpeculationChoice = Field(
         "auto",
         description="Speculative decoding without a draft model: what the context already holds is "
-        "drafted. auto: where it was measured to be faster with the same answers.",
+        "drafted. auto: where tuning found it faster and answers stay the same, else off.",
     )
     tuned: bool = Field(
         True, description="Use what `llama-runtime tune` found for settings that are left open."

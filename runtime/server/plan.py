@@ -119,9 +119,21 @@ def new_key() -> str:
 
 
 def plan_launch(
-    config: ServerConfig, model: LocalModel, *, api_key: str | None, draft: Drafting | None = None
+    config: ServerConfig,
+    model: LocalModel,
+    *,
+    api_key: str | None,
+    draft: Drafting | None = None,
+    slot_folder: Path | None = None,
 ) -> LaunchPlan:
     """Decide everything about a launch.
+
+    Args:
+        config: What is asked for.
+        model: The model on disk.
+        api_key: The key to demand; None for none.
+        draft: The draft model's file.
+        slot_folder: Where the engine may write the state of a slot; None: nowhere.
 
     Raises:
         ConfigError: Settings contradict each other or name a missing file.
@@ -204,6 +216,7 @@ def plan_launch(
         logical_batch=logical,
         speculation=performance.speculation.value,
         prompt_cache_bytes=sizes.elastic.prompt_cache_bytes,
+        slot_folder=slot_folder,
         checkpoints=sizes.elastic.checkpoints,
         extra_args=config.extra_args,
         env=dict(config.env),
