@@ -260,6 +260,7 @@ class Endpoint:
         slots: Requests it decodes at once, or None when it is not known.
         batch_tokens: Tokens it computes at once, which no text to embed may exceed; None when it is
             not known.
+        slot_folder: Where it writes what a slot holds when asked to; None: nowhere.
     """
 
     base_url: str
@@ -272,3 +273,4 @@ class Endpoint:
     predecessor_died_of: str | None = None
     slots: int | None = None
     batch_tokens: int | None = None
+    slot_folder: Path | None = None

@@ -210,6 +210,7 @@ class EngineRun:
             predecessor_died_of=predecessor_died_of,
             slots=properties.slots or plan.spec.parallel,
             batch_tokens=plan.batch_tokens,
+            slot_folder=plan.spec.slot_folder,
         )
         self.watch = ServiceWatch(  # before anyone can send it a request
             self._timers,

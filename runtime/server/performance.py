@@ -86,6 +86,7 @@ class Performance:
         ubatch_size: Tokens computed in one step; None for as many as ``batch_size``.
         flash_attn: Flash attention.
         speculation: Speculative decoding by n-grams; None for none.
+        drafts_show: Why answers may be others with drafts than without; None if they are not.
     """
 
     threads: Chosen[int]
@@ -94,10 +95,13 @@ class Performance:
     ubatch_size: Chosen[int | None]
     flash_attn: Chosen[FlashAttention]
     speculation: Chosen[Speculation | None]
+    drafts_show: str | None = None
 
     def public(self) -> dict[str, dict[str, object]]:
         """Each value and its reason, as JSON values."""
-        return asdict(self)
+        values = asdict(self)
+        del values["drafts_show"]
+        return values
 
     def applied(self, config: ServerConfig) -> ServerConfig:
         """The configuration with what was chosen in place of what was left open."""
@@ -141,6 +145,7 @@ def choose_performance(
         ubatch_size=chooser.choose("ubatch_size", None, "as batch_size"),
         flash_attn=flash_attn,
         speculation=_speculation(chooser, doubt),
+        drafts_show=doubt,
     )
 
 
@@ -160,15 +165,13 @@ class _Chooser:
 
 
 def _speculation(chooser: _Chooser, doubt: str | None) -> Chosen[Speculation | None]:
-    """Off until it is asked for or tuning found it to be faster where it shows in no answer."""
+    """Off until it is asked for or tuning found it to be faster."""
     if chooser.config.draft_model and chooser.config.speculation == "auto":
         return Chosen(value=None, why="a draft model drafts")
-    if doubt and chooser.config.speculation == "auto":
-        return Chosen(value=None, why=doubt)
-    why = "default: drafted tokens come without logprobs; the text would be the same"
+    why = doubt or "default: drafted tokens come without logprobs; the text would be the same"
     kind = chooser.choose("speculation", "off", why)
     if doubt and kind.value != "off":
-        return Chosen(value=SPECULATIONS[kind.value], why=f"{SET}, although: {doubt}")
+        return Chosen(value=SPECULATIONS[kind.value], why=f"{kind.why}, although: {doubt}")
     return Chosen(value=SPECULATIONS.get(kind.value), why=kind.why)
 
 

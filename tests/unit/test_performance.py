@@ -113,13 +113,13 @@ def test_the_user_s_word_counts_before_the_profile_and_the_profile_before_the_de
         (
             {
                 "threads": None,
-                "profile": Profile(settings={"threads": 3, "speculation": "ngram-mod"}),
+                "profile": Profile(settings={"threads": 3}),
             },
             "3 threads share",
         ),
         ({"flash_attn": "off"}, "without flash attention"),
         (
-            {"profile": Profile(settings={"flash_attn": "off", "speculation": "ngram-mod"})},
+            {"profile": Profile(settings={"flash_attn": "off"})},
             "without flash attention",
         ),
     ],
@@ -127,8 +127,7 @@ def test_the_user_s_word_counts_before_the_profile_and_the_profile_before_the_de
 def test_speculation_is_off_where_it_was_not_shown_to_keep_answers(
     changes: dict[str, Any], why: str
 ) -> None:
-    tuned = Profile(settings={"speculation": "ngram-mod"})
-    given: dict[str, Any] = {"threads": 1, "profile": tuned}
+    given: dict[str, Any] = {"threads": 1}
     chosen = performance(**(given | changes))
     assert chosen.speculation.value is None
     assert why in chosen.speculation.why
@@ -142,6 +141,10 @@ def test_tuning_turns_speculation_on_where_it_keeps_answers() -> None:
     assert (chosen.value, chosen.why) == (SPECULATIONS["ngram-simple"], tuned.why)
     exact = performance(threads=8, cache_type_k="q8_0", profile=tuned)
     assert exact.speculation.value is not None
+    assert exact.drafts_show is None
+    allowed = performance(threads=8, profile=tuned).speculation
+    assert allowed.value is not None
+    assert allowed.why.startswith("tuned profile, although: 8 threads share")
     asked_for = performance(threads=8, speculation="ngram-mod").speculation
     assert asked_for.value == SPECULATIONS["ngram-mod"]
     assert asked_for.why.startswith("set, although: 8 threads share")
