@@ -217,8 +217,8 @@ class SessionStore:
         encoded = _adapter().dump_json(head)
         needed = len(_MAGIC) + _LENGTH.size + len(encoded) + head.state_bytes + _DIGEST
         private_folder(path.parent)
-        evicted = self._make_room(path, needed) if path.parent == self.folder else []
         require_room(path.parent, needed)
+        evicted = self._make_room(path, needed) if path.parent == self.folder else []
         beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         digest = hashlib.sha256()
         try:
