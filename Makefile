@@ -6,6 +6,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MODEL ?= smollm2-135m
 PORT ?= 8080
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 SOAK_SECONDS ?= 120
 
 .PHONY: help install serve chat test test-outside test-fast test-newer test-engines test-faults lint types check bench soak clean
@@ -68,8 +69,8 @@ types: install ## Static types, strict
 
 check: lint types test test-outside test-newer ## What CI runs
 
-bench: install ## Measure the client against the bare engine
-	@$(BIN)/python scripts/bench.py
+bench: install ## Measure us against the engines as they are; writes docs/benchmarks.md and its plot
+	@$(BIN)/python scripts/bench.py --out docs $(BENCH_ARGS)
 
 soak: install ## Put the gateway under mixed load for SOAK_SECONDS (120) and kill its engine meanwhile
 	@$(BIN)/python scripts/gateway_soak.py --seconds $(SOAK_SECONDS) --kill-every 65

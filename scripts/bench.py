@@ -1,263 +1,186 @@
-"""What the runtime costs on top of the bare engine: ``python scripts/bench.py``.
+"""Measures us against the engines as they are: ``python scripts/bench.py`` or ``make bench``.
 
-Everything is measured side by side in one run, alternating, so that a machine that is busy or
-throttled strikes both sides. The figures are medians, and the ratio is the median of the ratios of
-neighbours: a busy spell that covers more rounds of one side than of the other does not bend it.
-A ratio of 1.00 is the bare engine.
+Compared are our client with its default settings, xllamacpp with its own, a native llama-server
+and llama_cpp.server where there are such, and the OpenAI client on our gateway. Every round asks
+all of them the same requests, workload after workload and in changing order, so that a machine that
+is busy or throttled strikes all alike. Written are benchmarks.md and its plot.
+
+A run may be broken off and taken up again: with ``--record FILE`` the measurements are kept there,
+and rounds that it holds are not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import os
+import platform
 import signal
-import statistics
-import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Final
 
-from runtime import LlamaClient, LLMChatParams, LLMError, ModelStore, ServerConfig, ServerManager
-from runtime.inference import payload, wishes
-from runtime.server.plan import new_key, plan_launch
+import bench_plot
+import bench_report
+from bench_competitors import competitors
+from bench_overhead import overheads
+from bench_report import OURS, Overhead, Recording, Sample
+from bench_rounds import Bench, say
+
+from runtime import LLMError, ModelStore, ServerConfig
+from runtime.hardware import cpu_budget, cpu_features, memory
+from runtime.settings import ENV_PREFIX
+from runtime.tuning.workloads import TITLES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from bench_rounds import Plan
 
-PROMPT = "Explain in a few sentences why the sky is blue."
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One streamed answer: seconds until its first token, and tokens a second after that."""
-
-    first_token_s: float
-    tokens_per_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table: the same thing on the bare engine and through the runtime."""
-
-    name: str
-    unit: str
-    bare: float
-    ours: float
-    ratio: float
+PLAN: Final[Plan] = (
+    ("agent-loop", 1, 1.0),
+    ("free-text", 1, 1.0),
+    ("json", 1, 1.0),
+    ("code-edit", 1, 1.0),
+    ("long-prompt", 1, 0.5),
+    ("free-text", 4, 0.5),
+    ("free-text", 16, 0.25),
+)
+QUICK: Final[Plan] = (
+    ("free-text", 1, 1.0),
+    ("free-text", 4, 1.0),
+    ("agent-loop", 1, 1.0),
+    ("json", 1, 1.0),
+)
+_SCALE_OF_QUICK: Final = 0.3
+_FEATURES: Final = ("avx", "f16c", "fma", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "asimd",
+                    "asimddp", "i8mm", "sve")  # fmt: skip
 
 
-class Raw:
-    """The least one can do: http.client and a loop over lines."""
-
-    def __init__(self, base_url: str, api_key: str | None, body: dict[str, object]) -> None:
-        self._address = urlsplit(base_url).netloc
-        self._headers = {"Content-Type": "application/json", "Authorization": f"Bearer {api_key}"}
-        self._body = json.dumps(body).encode()
-
-    def __call__(self) -> Run:
-        """Stream one answer."""
-        begun = time.perf_counter()
-        connection = http.client.HTTPConnection(self._address)
-        connection.request("POST", "/v1/chat/completions", self._body, self._headers)
-        times: list[float] = []
-        for line in connection.getresponse():
-            if line.startswith(b"data: {"):
-                choices = json.loads(line[6:])["choices"]
-                if choices and choices[0]["delta"].get("content"):
-                    times.append(time.perf_counter())
-        connection.close()
-        return run_of(begun, times)
+def machine() -> dict[str, str]:
+    """Facts that bear on speed; nothing by which the machine could be known again."""
+    budget = cpu_budget()
+    kind, features = cpu_features()
+    told = [name for name in _FEATURES if name in features]
+    return {
+        "processor": f"{kind}, {budget.physical_cores} cores, {budget.logical_cpus} hardware "
+        f"threads{', ' if told else ''}{', '.join(told)}",
+        "memory": f"{memory().total_bytes / 2**30:.0f} GiB",
+        "system": f"{platform.system()}, Python {platform.python_version()}",
+    }
 
 
-class Ours:
-    """The same through the client."""
-
-    def __init__(self, client: LlamaClient, params: LLMChatParams) -> None:
-        self._client = client
-        self._params = params
-
-    def __call__(self) -> Run:
-        """Stream one answer."""
-        begun = time.perf_counter()
-        times = [
-            time.perf_counter()
-            for event in self._client.stream_chat(PROMPT, params=self._params)
-            if event.kind == "delta"
-        ]
-        return run_of(begun, times)
-
-
-def run_of(begun: float, times: list[float]) -> Run:
-    """What the arrival times of the pieces say."""
-    return Run(times[0] - begun, (len(times) - 1) / (times[-1] - times[0]))
-
-
-def alternate(
-    left: Callable[[], float], right: Callable[[], float], rounds: int
-) -> tuple[list[float], list[float]]:
-    """Measure both, taking turns at going first."""
-    lefts: list[float] = []
-    rights: list[float] = []
-    for number in range(rounds):
-        if number % 2:
-            rights.append(right())
-            lefts.append(left())
-        else:
-            lefts.append(left())
-            rights.append(right())
-    return lefts, rights
-
-
-def measure_streams(client: LlamaClient, *, rounds: int, tokens: int, at_once: int) -> list[Row]:
-    """Time to the first token and speed after it, ``at_once`` streams at a time."""
-    params = LLMChatParams(
-        temperature=0,
-        max_tokens=tokens,
-        provider_options={"ignore_eos": True, "seed": 1},
+def loaded(path: Path) -> Recording:
+    """A recording as it was kept."""
+    told = json.loads(path.read_text("utf-8"))
+    samples = tuple(
+        Sample(**{**each, "digests": tuple(each["digests"])}) for each in told["samples"]
     )
-    server = client.server
-    if server is None:
-        raise LLMError("The benchmark needs a managed server.")
-    endpoint = server.wait_ready()
-    wish = wishes.from_chat(PROMPT, model=None, params=params)
-    body, _ = payload.body(wish, endpoint, seed=1, stream=True)
-    raw = Raw(endpoint.base_url, endpoint.api_key, body)
-    ours = Ours(client, params)
-    firsts: dict[str, list[float]] = {"bare": [], "ours": []}
-    speeds: dict[str, list[float]] = {"bare": [], "ours": []}
-
-    with ThreadPoolExecutor(at_once) as pool:
-
-        def take(side: str, one: Callable[[], Run]) -> float:
-            begun = time.perf_counter()
-            runs = [each.result() for each in [pool.submit(one) for _ in range(at_once)]]
-            firsts[side] += [run.first_token_s for run in runs]
-            speeds[side].append(at_once * tokens / (time.perf_counter() - begun))
-            return 0.0
-
-        raw(), ours()  # both warm
-        alternate(lambda: take("bare", raw), lambda: take("ours", ours), rounds)
-    name = f"{at_once} at once"
-    return [
-        row(f"first token, {name}", "ms", firsts["bare"], firsts["ours"], 1000),
-        row(f"throughput, {name}", "tok/s", speeds["bare"], speeds["ours"]),
-    ]
+    overhead = tuple(Overhead(**each) for each in told["overhead"])
+    failures = tuple(told["failures"])
+    return Recording(**{**told, "samples": samples, "overhead": overhead, "failures": failures})
 
 
-def row(name: str, unit: str, bare: list[float], ours: list[float], scale: float = 1) -> Row:
-    """The medians of both, and of their ratio in each round."""
-    return Row(
-        name,
-        unit,
-        bare=statistics.median(bare) * scale,
-        ours=statistics.median(ours) * scale,
-        ratio=statistics.median(b / a for a, b in zip(bare, ours, strict=True)),
-    )
+def command(options: argparse.Namespace) -> str:
+    """How to repeat it, without this machine's paths."""
+    words = ["python scripts/bench.py", f"--rounds {options.rounds}"]
+    if os.environ.get(f"{ENV_PREFIX}ENGINE_PATH"):
+        words.insert(0, f"{ENV_PREFIX}ENGINE_PATH=LLAMA_SERVER")
+    if options.quick:
+        words.append("--quick")
+    if options.model:
+        named = Path(options.model)
+        words.append(f"--model {named.name if named.exists() else options.model}")
+    words += [f"--threads {options.threads}"] if options.threads else []
+    words += [f"--engine {options.engine}"] if options.engine else []
+    words += ["--llama-cpp-python PYTHON"] if options.llama_cpp_python else []
+    return " ".join(words)
 
 
-def measure_start(config: ServerConfig, rounds: int) -> Row:
-    """From nothing to ready: the engine's own process, and the manager around it."""
-    model = ModelStore().pull(config.model)
+def measured(options: argparse.Namespace) -> Recording:
+    """Everything there is to measure.
 
-    def bare() -> float:
-        plan = plan_launch(config, model, api_key=new_key())
-        begun = time.perf_counter()
-        process = subprocess.Popen(
-            plan.command.argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **plan.command.env},
-            start_new_session=True,
+    Raises:
+        LLMError: The model is not there, or we ourselves do not start.
+    """
+    settings: dict[str, Any] = {
+        name: value for name in ("engine", "threads") if (value := getattr(options, name))
+    }
+    config = ServerConfig(**({"model": options.model} if options.model else {}))
+    found = ModelStore().pull(config.model)
+    engine_path = os.environ.get(f"{ENV_PREFIX}ENGINE_PATH")
+    # From here on nobody's own settings count, nor what was tuned or serves on this machine.
+    for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
+        del os.environ[name]
+    with tempfile.TemporaryDirectory() as home:
+        os.environ[f"{ENV_PREFIX}HOME"] = home
+        settings["model"] = str(found.path)
+        if options.engine == "llama-server" and engine_path:
+            settings["engine_path"] = engine_path
+        config = ServerConfig(**settings)
+        rivals = competitors(
+            found.path, config, engine_path=engine_path, python=options.llama_cpp_python
         )
-        if process.stdin is None or process.stdout is None:
-            raise LLMError("The engine has no pipes.")
-        process.stdin.write(plan.command.stdin)
-        process.stdin.flush()
-        try:
-            for line in process.stdout:
-                facts = plan.choice.engine.read_line(line.decode("utf-8", "replace").rstrip())
-                if facts and facts.base_url:
-                    return time.perf_counter() - begun
-            raise LLMError("The bare engine ended before it was ready.")
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-
-    def ours() -> float:
-        manager = ServerManager(config)
-        begun = time.perf_counter()
-        manager.start()
-        seconds = time.perf_counter() - begun
-        manager.stop()
-        return seconds
-
-    bare(), ours()  # the file is in the page cache for both
-    return row("start to ready", "ms", *alternate(bare, ours, rounds), 1000)
-
-
-def measure_import(rounds: int) -> Row:
-    """`import runtime` on top of a bare interpreter."""
-
-    def seconds(code: str) -> float:
-        begun = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True)
-        return time.perf_counter() - begun
-
-    both = alternate(lambda: seconds("pass"), lambda: seconds("import runtime"), rounds)
-    return row("interpreter, with import runtime", "ms", *both, 1000)
-
-
-def table(rows: list[Row]) -> str:
-    """The rows, fit for a terminal."""
-    lines = [f"{'':34}{'bare':>10}{'ours':>10}{'ratio':>8}{'ours - bare':>14}"]
-    lines += [
-        f"{each.name:34}{each.bare:10.1f}{each.ours:10.1f}{each.ratio:8.3f}"
-        f"{each.ours - each.bare:+10.2f} {each.unit}"
-        for each in rows
-    ]
-    return "\n".join(lines)
+        if options.only:
+            rivals = [each for each in rivals if each.name in {OURS, *options.only}]
+        plan = QUICK if options.quick else PLAN
+        size = found.path.stat().st_size
+        recording = Recording(
+            machine=machine(),
+            model=f"{found.path.stem}, {size / 1e6:.0f} MB",
+            command=command(options),
+            competitors={each.name: each.what for each in rivals},
+            titles={name: TITLES[name] for name in TITLES if name in {each[0] for each in plan}},
+            scale=options.scale or (_SCALE_OF_QUICK if options.quick else 1.0),
+        )
+        if options.record and options.record.exists():
+            recording = replace(loaded(options.record), command=command(options))
+        bench = Bench(recording, rivals, plan, options.record)
+        if not recording.overhead:
+            say("Measuring what the client adds to its engine ...")
+            added = overheads(config, rounds=options.rounds, scale=recording.scale)
+            bench.recording = replace(bench.recording, overhead=tuple(added))
+        owner = [f"{name}={value}" for name, value in settings.items()]
+        bench.rounds(options.rounds, owner)
+        return bench.recording
 
 
 def main() -> int:
-    """Measure and print; 0 when everything could be measured."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default=None, help="a model reference")
-    parser.add_argument("--engine", default="auto")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--rounds", type=int, default=10, help="rounds of each measurement")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer")
-    parser.add_argument("--json", type=Path, default=None, help="also write the rows there")
+    """Measure, write the page and the plot; 0 when everything could be measured."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", help="a model reference")
+    parser.add_argument("--engine", help="our engine; the default is what auto takes")
+    parser.add_argument("--threads", type=int, help="threads of everybody; the default is theirs")
+    parser.add_argument("--rounds", type=int, help="rounds of each measurement (5; --quick: 1)")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter workloads")
+    parser.add_argument("--scale", type=float, help="length of the workloads, up to 1")
+    parser.add_argument("--only", action="append", help="a competitor beside us; may be repeated")
+    parser.add_argument(
+        "--llama-cpp-python", metavar="PYTHON", help="a Python that has llama-cpp-python"
+    )
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="keep, and take up, a run there"
+    )
+    parser.add_argument("--report", action="store_true", help="only write what --record holds")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where benchmarks.md goes")
     options = parser.parse_args()
-    settings = {
-        name: value
-        for name in ("model", "engine", "threads")
-        if (value := getattr(options, name)) is not None
-    }
-    rows: list[Row] = []
+    options.rounds = options.rounds or (1 if options.quick else 5)
+    # What is started here is ended in order when a time limit ends this.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        config = ServerConfig(**settings)
-        rows.append(measure_import(options.rounds))
-        rows.append(measure_start(config, options.rounds))
-        with LlamaClient(config=config) as client:
-            for at_once in (1, 4):
-                rows += measure_streams(
-                    client, rounds=options.rounds, tokens=options.tokens, at_once=at_once
-                )
+        found = loaded(options.record) if options.report else measured(options)
     except LLMError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
-    print(table(rows))
-    if options.json:
-        made = [asdict(each) for each in rows]
-        options.json.write_text(json.dumps(made, indent=2) + "\n", "utf-8")
-    return 0
+    page = bench_report.markdown(found)
+    if options.out:
+        (options.out / "benchmarks.md").write_text(page, "utf-8")
+        (options.out / "benchmarks.svg").write_text(bench_plot.svg(found), "utf-8")
+    else:
+        print(page)
+    return 1 if found.failures else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -155,13 +156,23 @@ def no_process_left() -> Iterator[None]:
     before = set(psutil.Process().children(recursive=True))
     yield
     deadline = time.monotonic() + 5
-    left = set(psutil.Process().children(recursive=True)) - before
-    while left and time.monotonic() < deadline:
+    while (left := _started_since(before)) and time.monotonic() < deadline:
         psutil.wait_procs(list(left), timeout=0.05)
-        left = set(psutil.Process().children(recursive=True)) - before
     for process in left:
         process.kill()
     assert not left, f"left behind: {left}"
+
+
+def _started_since(before: set[psutil.Process]) -> set[psutil.Process]:
+    """Our children and theirs, but for what a process that outlives the test has started.
+
+    The gateway of a module, say, whose engine is another one after the test.
+    """
+    started = set(psutil.Process().children(recursive=True)) - before
+    for process in before if started else ():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started -= set(process.children(recursive=True))
+    return started
 
 
 def is_gone(pid: int) -> bool:

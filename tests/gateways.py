@@ -91,8 +91,8 @@ def _answer(status: int, headers: Message, data: bytes) -> Answer:
 
 
 @contextlib.contextmanager
-def serving(*args: object, home: Path, **env: str) -> Iterator[Gateway]:
-    """A `serve` with these arguments that is ready, on a port of its own; ended with the block."""
+def begun(*args: object, home: Path, **env: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A `serve` with these arguments, perhaps not ready yet, and what it prints; ended after."""
     with tempfile.TemporaryDirectory() as folder:
         stderr = Path(folder) / "stderr"
         with stderr.open("wb") as file:
@@ -109,16 +109,23 @@ def serving(*args: object, home: Path, **env: str) -> Iterator[Gateway]:
                 },
             )
         try:
-            wait_until(
-                "the gateway is ready",
-                lambda: b"Ctrl-C ends it" in stderr.read_bytes() or process.poll() is not None,
-                timeout_s=40,
-            )
-            said = stderr.read_text("utf-8")
-            found = re.search(r"Ready at (http://\S+)/v1", said)
-            assert found, said
-            yield Gateway(process, found[1], stderr)
+            yield process, stderr
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
             process.wait(20)
+
+
+@contextlib.contextmanager
+def serving(*args: object, home: Path, **env: str) -> Iterator[Gateway]:
+    """A `serve` with these arguments that is ready, on a port of its own; ended with the block."""
+    with begun(*args, home=home, **env) as (process, stderr):
+        wait_until(
+            "the gateway is ready",
+            lambda: b"Ctrl-C ends it" in stderr.read_bytes() or process.poll() is not None,
+            timeout_s=40,
+        )
+        said = stderr.read_text("utf-8")
+        found = re.search(r"Ready at (http://\S+)/v1", said)
+        assert found, said
+        yield Gateway(process, found[1], stderr)

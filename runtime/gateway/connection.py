@@ -28,6 +28,14 @@ class CorkedTransport:
             asyncio.get_running_loop().call_soon(self._flush)
         self._waiting.append(data)
 
+    def write_now(self, data: bytes) -> None:
+        """Write at once, together with what waits."""
+        if self._waiting:
+            self._waiting.append(data)
+            self._flush()
+        else:
+            self._transport.write(data)
+
     def writelines(self, lines: Iterable[bytes]) -> None:
         """Write one after the other."""
         self.write(b"".join(lines))

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 from runtime.errors import LLMError
 from runtime.gateway import openai_embeddings, tokenizing
 from runtime.gateway.event_stream import EventStream
-from runtime.gateway.http import ClientGoneError, Reply, TooLargeError, read_object, while_connected
+from runtime.gateway.http import (
+    WRITE_NOW,
+    ClientGoneError,
+    Reply,
+    TooLargeError,
+    read_object,
+    while_connected,
+)
 from runtime.gateway.openai_errors import error as openai_error
 from runtime.gateway.statuses import headers_of, is_fault
 
@@ -57,7 +64,7 @@ class Endpoint(ABC, Generic[W]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        reply = Reply(send)
+        reply = Reply(send, scope.get("extensions", {}).get(WRITE_NOW))
         traffic = self._traffic
         traffic.in_flight += 1
         began = time.monotonic()
@@ -84,10 +91,11 @@ class Endpoint(ABC, Generic[W]):
             if here.cancelled_caught:
                 raise ClientGoneError
         except LLMError as exc:
-            status, body = self.refusal(exc)
+            problem = self._models.why(exc)
+            status, body = self.refusal(problem)
             status = 413 if isinstance(exc, TooLargeError) else status
-            self.note(exc, path, status, model)
-            await reply.whole(status, body, headers_of(exc))
+            self.note(problem, path, status, model)
+            await reply.whole(status, body, headers_of(problem))
 
     @abstractmethod
     def read(self, body: Mapping[str, object]) -> W:
@@ -132,26 +140,24 @@ class Answering(Endpoint["Call"]):
     async def _whole(self, call: Call, served: ServedModel, reply: Reply) -> None:
         meter = self._traffic.history.meter()
         async with served.perform(call, emit=False) as performance:
-            while await performance.advance() is not None:
-                pass
+            await performance.deliver()
         meter.end(performance.result)
         await reply.whole(200, self._dialect.answer(performance.result, call))
 
     async def _stream(self, call: Call, served: ServedModel, reply: Reply, path: str) -> None:
         """Write a stream; until it has begun, an error is one of the request."""
         encoder, meter = self._dialect.encoder(call), self._traffic.history.meter()
-        events = EventStream(reply, encoder, served.name)
+        events = EventStream(reply, encoder, served.name, meter=meter)
         try:
             with events.alive():
                 async with served.perform(call, emit=True) as performance:
-                    while (emitted := await performance.advance()) is not None:
-                        meter.piece()
-                        await events.piece(emitted.item)
+                    await performance.deliver(events)
         except LLMError as exc:
             if not events.begun:
                 raise
-            self.note(exc, path, self._dialect.error(exc)[0], served.name)
-            await events.failed(exc)
+            problem = self._models.why(exc)
+            self.note(problem, path, self._dialect.error(problem)[0], served.name)
+            await events.failed(problem)
         else:
             meter.end(performance.result)
             await events.end(performance.result)

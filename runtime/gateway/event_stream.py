@@ -7,11 +7,12 @@ import contextlib
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from runtime.contracts import LLMDelta, LLMResponse
     from runtime.errors import LLMError
     from runtime.gateway.dialect import Encoder
+    from runtime.gateway.history import AnswerMeter
 
 SILENCE_S: Final = 15.0
 """Seconds of silence after which a sign of life is due; it is given before twice as many are over.
@@ -30,6 +31,10 @@ class EventReply(Protocol):
         """Send a piece."""
         ...
 
+    def piece_now(self, data: bytes) -> bool:
+        """Send a piece at once; False where that is not possible."""
+        ...
+
     async def end(self, data: bytes) -> None:
         """Send the last piece."""
         ...
@@ -43,14 +48,23 @@ class EventStream:
     """
 
     def __init__(
-        self, reply: EventReply, encoder: Encoder, model: str, *, silence_s: float = SILENCE_S
+        self,
+        reply: EventReply,
+        encoder: Encoder,
+        model: str,
+        *,
+        meter: AnswerMeter | None = None,
+        silence_s: float = SILENCE_S,
     ) -> None:
         self.begun = False
         self._reply = reply
         self._encoder = encoder
         self._model = model
+        self._meter = meter
         self._silence_s = silence_s
         self._moved = False
+        self._waiting: list[LLMDelta] = []
+        self._data = b""
         self._timer: asyncio.TimerHandle | None = None
         self._beat: asyncio.Task[None] | None = None
 
@@ -64,12 +78,28 @@ class EventStream:
             if self._timer is not None:
                 self._timer.cancel()
 
-    async def piece(self, delta: LLMDelta) -> None:
-        """Send a piece of the answer."""
+    def take(self, pieces: Sequence[LLMDelta]) -> bool:
+        """Send pieces of the answer; False where :meth:`settle` is due before the next."""
         self._moved = True
+        if self._meter is not None:
+            self._meter.piece(len(pieces))
         if self._beat is not None or not self.begun:
-            await self._begin()
-        await self._reply.piece(self._encoder.piece(delta))
+            self._waiting += pieces
+            return False
+        self._data = self._encoded(pieces)
+        if self._reply.piece_now(self._data):
+            self._data = b""
+        return not self._data
+
+    async def settle(self) -> None:
+        """Send what could not be sent at once."""
+        await self._begin()
+        data, self._data = self._data, b""
+        waiting, self._waiting = self._waiting, []
+        await self._reply.piece(data + self._encoded(waiting))
+
+    def _encoded(self, pieces: Sequence[LLMDelta]) -> bytes:
+        return b"".join([self._encoder.piece(piece) for piece in pieces])
 
     async def end(self, response: LLMResponse) -> None:
         """Send the end of an answer that is complete."""

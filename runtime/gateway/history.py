@@ -85,12 +85,12 @@ class AnswerMeter:
         self._since_s = time.monotonic()
         self._pieces = 0
 
-    def piece(self) -> None:
-        """A piece has come: llama.cpp sends one a token."""
+    def piece(self, count: int = 1) -> None:
+        """Pieces have come: llama.cpp sends one a token."""
         if not self._pieces:
             self._since_s = time.monotonic()
-        self._pieces += 1
-        self._history.add(1)
+        self._pieces += count
+        self._history.add(count)
 
     def end(self, response: LLMResponse) -> None:
         """The answer is complete; tokens that no piece told of are spread over its time."""

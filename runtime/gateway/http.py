@@ -16,7 +16,7 @@ import anyio
 from runtime.errors import LLMInvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from starlette.types import Receive, Send
 
@@ -28,6 +28,11 @@ _STREAM: Final = {
     "cache-control": "no-cache",
     "x-accel-buffering": "no",  # a proxy is not to hold pieces back
 }
+
+
+WRITE_NOW: Final = "runtime.write_now"
+"""An extension of ASGI that our server offers: a function that writes a piece of the body that has
+begun, at once and without being awaited. It returns False where the piece must be sent instead."""
 
 
 class ClientGoneError(Exception):
@@ -79,8 +84,9 @@ class Reply:
         status: The status that was sent, or None before.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, write_now: Callable[[bytes], bool] | None = None) -> None:
         self._send = send
+        self._write_now = write_now
         self.status: int | None = None
 
     async def whole(
@@ -102,6 +108,10 @@ class Reply:
         """Send a piece of the stream."""
         if data:
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    def piece_now(self, data: bytes) -> bool:
+        """Send a piece of the stream that has begun, at once; False where that is not possible."""
+        return self._write_now is not None and (not data or self._write_now(data))
 
     async def end(self, data: bytes) -> None:
         """Send the last piece of the stream."""

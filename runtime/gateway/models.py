@@ -7,15 +7,24 @@ import contextlib
 import logging
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from runtime.client._pool import ModelPool
-from runtime.client._routed import KnownModel, RoutedModel, known_models
+from runtime.client._routed import RoutedModel
 from runtime.client._seats import LoadError
-from runtime.errors import EngineNotRunningError, LLMError, ModelNotFoundError
+from runtime.errors import (
+    EngineNotRunningError,
+    LLMError,
+    LLMInvalidRequestError,
+    ModelNotFoundError,
+    ModelTooLargeError,
+)
+from runtime.gateway.catalogue import Catalogue
 from runtime.gateway.served import ServedLoader, ServedModel
+from runtime.gateway.statuses import GatewayEndingError
 from runtime.hardware import memory
 from runtime.inference.async_transport import Threads
 from runtime.inference.clock import Limits
@@ -23,11 +32,11 @@ from runtime.inference.failures import client_closed
 from runtime.server.lifecycle import State
 from runtime.store import ModelStore
 from runtime.store.fit import margin_bytes
-from runtime.store.refs import AliasRef, HubRef, PypiRef, parse_ref
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
 
+    from runtime.client._routed import KnownModel
     from runtime.client._seats import Lease
     from runtime.server.snapshot import ServerSnapshot
     from runtime.store import PullProgress
@@ -38,9 +47,6 @@ TRY_AGAIN_S: Final = 5.0
 """For so long after a model could not be loaded, requests for it are told why at once."""
 
 _MOST_LOADING: Final = 32
-
-_OF_ONE_MODEL: Final = frozenset({"lora", "mmproj", "draft_model", "chat_template", "extra_args"})
-"""Settings that are made for the models that are named at the start, and for no others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,15 +126,21 @@ class Models:
             ModelNotFoundError: A reference cannot name a model.
             EngineNotInstalledError: There is no engine.
         """
-        self._store = store or ModelStore()
         # Engines listen on loopback alone, each on a port and with a key that nobody knows.
-        self._shared = {**plan.settings, "host": "127.0.0.1", "api_key": None}
+        shared = {**plan.settings, "host": "127.0.0.1", "api_key": None}
         first, *others = plan.models
         routed = [RoutedModel(first, name=plan.alias), *map(RoutedModel, others)]
-        self._known = known_models(routed, shared=self._shared, store=self._store)
-        self.named = tuple(self._known)
+        self._threads = Threads(_MOST_LOADING)
+        self._catalogue = catalogue = Catalogue(
+            routed,
+            shared=shared,
+            store=store or ModelStore(),
+            allow_pull=plan.allow_pull,
+            threads=self._threads,
+        )
+        self._known = catalogue.models
+        self.named = catalogue.named
         self.default = self.named[0]
-        self._plan = plan
         self.budget_bytes = plan.memory_budget_bytes or max(
             _room_bytes(), self._known[self.default].facts.needed_bytes or 0
         )
@@ -141,9 +153,10 @@ class Models:
             budget_bytes=self.budget_bytes,
             idle_timeout_s=None if never else plan.keep_alive_s,
         )
-        self._threads = Threads(_MOST_LOADING)
         self._arrivals: dict[str, _Arrival] = {}
+        self._bringing: Counter[str] = Counter()
         self._failures: dict[str, tuple[float, LLMError]] = {}
+        self._ending = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -151,25 +164,38 @@ class Models:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def load(self) -> None:
-        """Load the default model.
+    async def load(self) -> ServerSnapshot:
+        """Load the default model; returns its server as it then is.
 
         Raises:
             LLMError: That failed.
         """
-        async with self.lease():
-            pass
-
-    async def default_snapshot(self) -> ServerSnapshot:
-        """The server of the default model, which is loaded first where it is not."""
         async with self.lease() as served:
             server = served.server
             assert server is not None  # noqa: S101 - its engine is ours
             return await self._threads.run(server.snapshot)
 
+    async def give_up_loading(self) -> None:
+        """End what is being fetched or started, and every request that waits for it."""
+        self._ending = True
+        await self._threads.finish(self._loader.close)
+
+    def cut(self) -> None:
+        """End every request under way, and each one to come, with an error that says why."""
+        self._ending = True
+        for served in self._pool.loaded().values():
+            served.cut()
+
+    def why(self, failure: LLMError) -> LLMError:
+        """What a request that failed is told: where the end of the gateway ended it, that."""
+        if self._ending and isinstance(failure, EngineNotRunningError):
+            return GatewayEndingError()
+        return failure
+
     async def close(self) -> None:
         """End every engine; waits until they have ended."""
-        self._loader.close()
+        self.cut()
+        await self.give_up_loading()
         await self._threads.finish(self._pool.close)
         for arrival in list(self._arrivals.values()):
             with contextlib.suppress(LLMError):
@@ -194,24 +220,13 @@ class Models:
         if keep_alive_s is not None:
             self._pool.keep(name, None if math.isinf(keep_alive_s) else keep_alive_s)
         with lease:
+            if self._ending:
+                raise GatewayEndingError
             yield lease.loaded
 
     async def find(self, model: str | None) -> str:
-        """The name of the model that is meant.
-
-        A model that is not named at the start is looked for on this machine by its name; never by
-        a path or an address, which would let a client read and connect where it likes.
-
-        Raises:
-            ModelNotFoundError: There is none, and what there is.
-        """
-        if model is None or model in self._known:
-            return model or self.default
-        for known in self._known.values():
-            if model in known.names:
-                return known.name
-        found = await self._threads.run(partial(self._look_for, model))
-        return self._known.setdefault(found.name, found).name
+        """The name of the model that is meant; see :meth:`Catalogue.find`."""
+        return await self._catalogue.find(model)
 
     def listed(self) -> tuple[Standing, ...]:
         """The models that are named or were asked for: the default first."""
@@ -221,9 +236,7 @@ class Models:
 
     async def on_disk(self) -> tuple[str, ...]:
         """Names of further models on this machine, which are loaded when asked for."""
-        found = await self._threads.run(self._store.list)
-        served = {name for known in self._known.values() for name in known.names}
-        return tuple(dict.fromkeys(each.name for each in found if each.name not in served))
+        return await self._catalogue.on_disk()
 
     # --- parts --------------------------------------------------------------------------------
 
@@ -258,50 +271,15 @@ class Models:
             served=served,
         )
 
-    def _look_for(self, model: str) -> KnownModel:
-        """A model that was not named at the start (a worker thread)."""
-        try:
-            ref = parse_ref(model)
-        except ModelNotFoundError as exc:
-            raise self._unknown(model) from exc
-        if not isinstance(ref, AliasRef | HubRef | PypiRef) or ".." in model:
-            raise self._unknown(
-                model, "Paths and addresses are not taken through the API; name it to `serve`."
-            )
-        try:
-            self._store.resolve(model)
-        except ModelNotFoundError as exc:
-            fetchable = not isinstance(ref, AliasRef) or self._in_catalogue(ref.name)
-            if not fetchable:
-                raise self._unknown(model) from exc
-            if not self._plan.allow_pull:
-                raise self._unknown(
-                    model,
-                    f"It is not on this machine: run `llama-runtime models pull {model}`, or serve "
-                    "with --allow-pull.",
-                ) from exc
-        settings = {k: v for k, v in self._shared.items() if k not in _OF_ONE_MODEL}
-        return KnownModel(RoutedModel(model), shared=settings, store=self._store)
-
-    def _in_catalogue(self, name: str) -> bool:
-        return any(entry.name == name for entry in self._store.catalog())
-
-    def _unknown(self, model: str, hint: str | None = None) -> ModelNotFoundError:
-        served = ", ".join(self.named)
-        return ModelNotFoundError(
-            f"There is no model {model!r} here.",
-            reference=model,
-            nearest=self.named,
-            hint=" ".join(part for part in (hint, f"Served here: {served}.") if part),
-        )
-
     async def _acquire(self, name: str) -> Lease[ServedModel]:
         if (lease := self._pool.take(name)) is not None:
             return lease
         until, error = self._failures.get(name, (0.0, None))
         if error is not None and time.monotonic() < until:
+            self._forget(name)
             raise error.with_traceback(None)
         if (arrival := self._arrivals.get(name)) is None:
+            self._bringing[name] += 1
             arrival = _Arrival(asyncio.create_task(self._bring(name)))
             self._arrivals[name] = arrival
         arrival.waiting += 1
@@ -326,12 +304,50 @@ class Models:
         except LoadError as exc:
             if not isinstance(exc.error, LLMError):
                 raise exc.error from None
-            if not (isinstance(exc.error, EngineNotRunningError) and self._pool.closed):
-                log.warning("%s could not be loaded: %s", name, exc.error.message)
-                self._failures[name] = (time.monotonic() + TRY_AGAIN_S, exc.error)
-            raise exc.error.with_traceback(None) from None
+            problem = exc.error
+            if not (isinstance(problem, EngineNotRunningError) and self._pool.closed):
+                log.warning("%s could not be loaded: %s", name, problem.message)
+                problem = _unloadable(name, problem, named=name in self.named)
+                self._failed(name, problem)
+            raise problem.with_traceback(None) from None
+        finally:
+            self._bringing[name] -= 1
+            self._forget(name)
         self._failures.pop(name, None)
         return lease
+
+    def _failed(self, name: str, problem: LLMError) -> None:
+        now = time.monotonic()
+        for each, (until, _) in list(self._failures.items()):
+            if each not in self.named and until < now:
+                del self._failures[each]
+        self._failures[name] = (now + TRY_AGAIN_S, problem)
+
+    def _forget(self, name: str) -> None:
+        """Drop a model that a request named and that could not be had."""
+        if not self._bringing[name]:
+            del self._bringing[name]
+            if name not in self._pool.table():
+                self._catalogue.forget(name)
+
+
+def _unloadable(name: str, problem: LLMError, *, named: bool) -> LLMError:
+    """What a request is told of a model that is there and cannot be loaded.
+
+    It is not the request that is wrong, as the error of whoever starts a model with such a file
+    says. Where that is, and what else is there, is the operator's.
+    """
+    wrong = isinstance(problem, LLMInvalidRequestError) and not isinstance(
+        problem, ModelTooLargeError
+    )
+    if not wrong or (isinstance(problem, ModelNotFoundError) and not named):
+        return problem
+    return EngineNotRunningError(
+        f"{name} cannot be loaded now: {problem.message}",
+        state=State.FAILED.value,
+        hint="The gateway's operator can mend it; it is tried again after "
+        f"{TRY_AGAIN_S:.0f} s. The other models are not concerned.",
+    )
 
 
 def _let_go(task: asyncio.Task[Lease[ServedModel]]) -> None:

@@ -10,6 +10,7 @@ import secrets
 import signal
 import socket
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import uvicorn
@@ -34,8 +35,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DRAIN_S: Final = 3
+DRAIN_S: Final = 3.0
 """Seconds that requests under way have to end once the gateway was told to end."""
+
+_CUT_S: Final = 1.0
+"""Seconds that clients then have to read that their requests were cut off."""
+
+_LONGEST_END_S: Final = 10
+"""Seconds after which what still runs is cancelled, whatever it does."""
 
 _BACKLOG: Final = 2048
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -112,17 +119,17 @@ async def _run(
             lifespan="on",
             log_config=None,
             date_header=False,
-            timeout_graceful_shutdown=DRAIN_S,
-        )
+            timeout_graceful_shutdown=_LONGEST_END_S,
+        ),
+        models=models,
     )
     with _recorded(begun) as note:
         loading = asyncio.create_task(models.load())
         serving = asyncio.create_task(server.serve([listener]))
         try:
             await asyncio.wait({loading, serving}, return_when=asyncio.FIRST_COMPLETED)
-            if loading.done():
-                await loading
-                snapshot = await models.default_snapshot()
+            if loading.done() and not server.should_exit:
+                snapshot = await loading
                 note(_of_engine(begun, snapshot))
                 ready(snapshot, begun.name)
                 await serving
@@ -135,19 +142,53 @@ async def _run(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, ended in order by each of the signals that end a command."""
+    """uvicorn's server, ended in order by each of the signals that end a command.
+
+    Requests that wait for a model to be loaded are refused at once. Those under way have
+    ``DRAIN_S``; then, or at a second signal, they are cut off and told so. uvicorn itself would
+    cancel them, which their clients could not tell from a crash.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, models: Models) -> None:
+        super().__init__(config)
+        self._models = models
+        self._hurry = asyncio.Event()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no new request, and end those under way."""
+        ending = [
+            asyncio.create_task(work)
+            for work in (self._models.give_up_loading(), self._end_requests())
+        ]
+        try:
+            await super().shutdown(sockets)
+        finally:
+            for task in ending:
+                task.cancel()
+            await asyncio.wait(ending)
+
+    async def _end_requests(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._hurry.wait(), DRAIN_S)
+        self._models.cut()
+        await asyncio.sleep(_CUT_S)
+        for connection in list(self.server_state.connections):  # whose clients do not read
+            connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
-        before = {number: signal.signal(number, self._told) for number in _SIGNALS}
+        loop = asyncio.get_running_loop()
+        told = partial(loop.call_soon_threadsafe, self._told)
+        before = {number: signal.signal(number, lambda *_: told()) for number in _SIGNALS}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _told(self, *_: object) -> None:
-        self.force_exit = self.should_exit  # the second one does not wait for requests
+    def _told(self) -> None:
+        if self.should_exit:
+            self._hurry.set()
         self.should_exit = True
 
 

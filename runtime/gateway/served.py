@@ -36,6 +36,10 @@ class ServedModel(AsyncLlamaClient):
         self._source.start()
         self._begun.add(self._source)
 
+    def cut(self) -> None:
+        """End its requests, and each one to come; for the event loop's thread."""
+        self._board.close()
+
     def end(self) -> None:
         """End the engine; nobody may be using it."""
         for source in self._shut():
@@ -86,7 +90,8 @@ class ServedModel(AsyncLlamaClient):
             return self._conversation(wish, None, emit=emit)
 
         wire = AsyncWire(self._source.queue)
-        return self._performance(self._source, begin, wire, self._threads_for(wish))
+        threads = self._threads if wish.schema is not None or wish.tools else None
+        return self._performance(self._source, begin, wire, threads)
 
 
 class ServedLoader:

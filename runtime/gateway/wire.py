@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from runtime.gateway.connection import CorkedTransport
+from runtime.gateway.http import WRITE_NOW
 
 if TYPE_CHECKING:
     import asyncio
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
+    from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
     from runtime.gateway.rules import Rules
 
@@ -29,11 +34,33 @@ class TimedProtocol(H11Protocol):
 
     patience_s = PATIENCE_S
     _limit: asyncio.TimerHandle | None = None
+    _corked: CorkedTransport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there, and may not stay without saying what it wants."""
-        super().connection_made(cast("asyncio.Transport", CorkedTransport(transport)))
+        self._corked = CorkedTransport(transport)
+        super().connection_made(cast("asyncio.Transport", self._corked))
+        self.app = partial(self._answer, self.app)
         self._arm()
+
+    async def _answer(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have a request answered by an application that may write pieces at once."""
+        # HTTP/1.0 knows no chunks.
+        now = partial(self._write_now, self.cycle) if scope["http_version"] == "1.1" else None
+        extensions = {**(scope.get("extensions") or {}), WRITE_NOW: now}
+        await app({**scope, "extensions": extensions}, receive, send)
+
+    def _write_now(self, cycle: RequestResponseCycle, data: bytes) -> bool:
+        """Write a chunk of a streamed answer, past uvicorn and h11, which keep no count of them."""
+        if (
+            cycle.disconnected
+            or cycle.response_complete
+            or not cycle.response_started
+            or self.flow.write_paused
+        ):
+            return False
+        self._corked.write_now(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""

@@ -1,8 +1,10 @@
 """The async driver: performs the effects of a flow over HTTP, one connection a request.
 
-Streams, cancel scopes and threads are anyio's, so asyncio and trio both work; HTTP is h11's. Both
-come with httpx2, whose own client is left out for the reasons :mod:`runtime.inference.transport`
-gives: a deadline here is an instant, which a cancel scope around each effect keeps.
+Streams, cancel scopes and threads are anyio's, so asyncio and trio both work; the heads of HTTP are
+h11's. Both come with httpx2, whose own client is left out for the reasons
+:mod:`runtime.inference.transport` gives: a deadline here is an instant, which a cancel scope around
+each effect keeps. On asyncio a streamed answer is taken where it comes in instead, by
+:mod:`runtime.inference.loop_stream`: its tokens wake no task.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.to_thread
 import h11
+import sniffio
 
 from runtime.errors import LLMError, RequestTimeoutError
 from runtime.inference.effects import (
@@ -34,14 +37,17 @@ from runtime.inference.effects import (
     WireError,
 )
 from runtime.inference.failures import client_closed
+from runtime.inference.http_body import Body
+from runtime.inference.loop_stream import LoopStream
 from runtime.inference.transport import headers, no_tls, tls_context
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable, Generator, Sequence
     from types import TracebackType
 
     from anyio.abc import ByteStream
 
+    from runtime.contracts import LLMDelta
     from runtime.engines.base import Endpoint
     from runtime.inference.effects import Effect, Flow, HttpRequest
     from runtime.inference.queueing import Place, SlotQueue
@@ -73,8 +79,9 @@ class AsyncWire:
         self._queue = queue
         self._place: Place | None = None
         self._scope: anyio.CancelScope | None = None
-        self._stream: ByteStream | None = None
-        self._http: h11.Connection | None = None
+        self._stream: ByteStream | LoopStream | None = None
+        self._body: Body | None = None
+        self._came = b""
 
     async def open(self, effect: Open) -> HttpHead:
         """Connect, send, and wait for the head of the answer.
@@ -84,16 +91,19 @@ class AsyncWire:
         """
         await self._disconnect()
         self._stream = stream = await self._connect(effect)
-        self._http = http = h11.Connection(h11.CLIENT)
+        http = h11.Connection(h11.CLIENT)
         with self._within(effect.until), _translated():
             await stream.send(_encoded(http, effect.request))
             response = await self._event(stream, http)
         if not isinstance(response, h11.Response):
             raise BrokenError("the connection was closed without an answer")
-        return HttpHead(
+        head = HttpHead(
             status=response.status_code,
             headers={name.decode("ascii"): _text(value) for name, value in response.headers},
         )
+        self._body = Body(head.status, head.headers)
+        self._came = self._body.feed(http.trailing_data[0])
+        return head
 
     async def read(self, until: float) -> bytes:
         """The next bytes of the body; empty at its end.
@@ -101,12 +111,56 @@ class AsyncWire:
         Raises:
             WireError: They did not come.
         """
-        stream, http = self._stream, self._http
-        if stream is None or http is None:
+        stream, body = self._stream, self._body
+        if stream is None or body is None:
             return b""
-        with self._within(until), _translated():
-            event = await self._event(stream, http)
-        return bytes(event.data) if isinstance(event, h11.Data) else b""
+        while not self._came and not body.ended:
+            with self._within(until), _translated():
+                received = await _received(stream)
+            self._came = body.feed(received)
+            if not received:
+                body.close()
+        came, self._came = self._came, b""
+        return came
+
+    @property
+    def waits(self) -> bool:
+        """Whether nothing of the body is here, and :meth:`each` can wait for it."""
+        return isinstance(self._stream, LoopStream) and not (self._came or self._stream.has_news)
+
+    async def each(self, step: Callable[[bytes], float | None], until: float) -> None:
+        """Call ``step`` with each piece of the body, where the event loop has it.
+
+        No task wakes for it, as one does for :meth:`read`.
+
+        Args:
+            step: Takes a piece, which is empty at the end; returns the instant by which the next
+                must have come, or None when no more is wanted.
+            until: The instant by which the first must have come.
+
+        Raises:
+            WireError: They did not come.
+        """
+        stream, body = self._stream, self._body
+        if not isinstance(stream, LoopStream) or body is None:
+            step(b"")
+            return
+        wanted: float | None = until
+
+        def take(received: bytes) -> float | None:
+            nonlocal wanted
+            came = body.feed(received)
+            if not received:
+                body.close()
+            if came:
+                wanted = step(came)
+            if body.ended and wanted is not None:
+                wanted = step(b"")
+            return wanted
+
+        if self.aborted:
+            raise AbortedError("closed")
+        await stream.each(take, until)
 
     async def pause(self, seconds: float) -> None:
         """Wait.
@@ -159,7 +213,7 @@ class AsyncWire:
             self._queue.leave(place)
 
     async def _disconnect(self) -> None:
-        stream, self._stream, self._http = self._stream, None, None
+        stream, self._stream, self._body, self._came = self._stream, None, None, b""
         if stream is not None:
             with anyio.CancelScope(shield=True):  # it does not wait for the server
                 await stream.aclose()
@@ -169,15 +223,18 @@ class AsyncWire:
         self.aborted = True
         if self._scope is not None:
             self._scope.cancel()
+        if isinstance(self._stream, LoopStream):
+            self._stream.fail(AbortedError("closed"))
 
-    async def _connect(self, effect: Open) -> ByteStream:
+    async def _connect(self, effect: Open) -> ByteStream | LoopStream:
         parts = urlsplit(effect.request.base_url)
         host = parts.hostname or ""
         until = min(effect.until, time.monotonic() + effect.connect_timeout_s)
         try:
             with self._within(until):
                 if parts.scheme != "https":
-                    return await anyio.connect_tcp(host, parts.port or 80)
+                    connect = LoopStream.connect if _on_asyncio() else anyio.connect_tcp
+                    return await connect(host, parts.port or 80)
                 return await anyio.connect_tcp(
                     host,
                     parts.port or 443,
@@ -194,14 +251,11 @@ class AsyncWire:
         raise AssertionError  # pragma: no cover
 
     @staticmethod
-    async def _event(stream: ByteStream, http: h11.Connection) -> object:
+    async def _event(stream: ByteStream | LoopStream, http: h11.Connection) -> object:
         while True:
             event = http.next_event()
             if event is h11.NEED_DATA:
-                try:
-                    http.receive_data(await stream.receive(_PACKET_BYTES))
-                except anyio.EndOfStream:
-                    http.receive_data(b"")
+                http.receive_data(await _received(stream))
             elif not isinstance(event, h11.InformationalResponse):
                 return event
 
@@ -222,6 +276,18 @@ class AsyncWire:
             raise AbortedError("closed")
         if scope.cancelled_caught:
             raise ExpiredError("the deadline has passed")
+
+
+class Sink(Protocol):
+    """Where the pieces of an answer go."""
+
+    def take(self, pieces: Sequence[LLMDelta], /) -> bool:
+        """Take them; False where :meth:`settle` must be awaited before the next."""
+        ...
+
+    async def settle(self) -> None:
+        """Wait until more can be taken."""
+        ...
 
 
 class Performance(Generic[T]):
@@ -251,6 +317,8 @@ class Performance(Generic[T]):
         self._wire = wire
         self._threads = threads
         self._amid_answer = False
+        self._emitted: list[LLMDelta] = []
+        self._settled = True
         self._stack = contextlib.ExitStack()
 
     async def __aenter__(self) -> Self:
@@ -278,19 +346,95 @@ class Performance(Generic[T]):
         result: object = None
         failure: WireError | LLMError | None = None
         while True:
-            if self._threads is None or self._amid_answer:
-                effect = self._resume(result, failure)
-            else:
-                # Waited for when cancelled, too: a flow cannot be closed in the middle of its work.
-                effect = await self._threads.finish(partial(self._resume, result, failure))
+            effect = await self._next(self._resume, result, failure)
             if effect is None or isinstance(effect, Emit):
                 return effect
-            result = failure = None
-            try:
-                result = await self._perform(effect)
-            except (WireError, LLMError) as exc:  # the latter when the server cannot be located
-                failure = exc
-            self._amid_answer = isinstance(result, bytes) and bool(result) and _END not in result
+            result, failure = await self._tried(effect)
+
+    async def deliver(self, sink: Sink | None = None) -> None:
+        """Perform it to its end; what it emits goes to ``sink``, or nowhere.
+
+        What one packet brings is handed on together. In the midst of an answer that is done where
+        the event loop has the packet, for as long as the sink takes it at once.
+        """
+        failure: Exception | None
+        try:
+            effect = await self._next(self._drive, None, None)
+            while effect is not None:
+                await self._hand_on(sink)
+                if isinstance(effect, Read) and self._wire.waits and self._is_quick:
+                    due, failure = await self._streamed(effect, sink)
+                    if not isinstance(due, bytes):
+                        effect = due
+                        continue
+                    result: object = due
+                    self._look_at(result)
+                else:
+                    result, failure = await self._tried(effect)
+                effect = await self._next(self._drive, result, failure)
+        finally:
+            await self._hand_on(sink)  # also what came before a failure
+
+    async def _streamed(
+        self, read: Read, sink: Sink | None
+    ) -> tuple[Effect | bytes | None, WireError | None]:
+        """Let the flow take what it reads where the event loop has it.
+
+        Returns:
+            The effect that is to be performed next, or the bytes to go on with; and what failed.
+        """
+        due: Effect | bytes | None = b""
+        apart = self._threads is not None
+
+        def step(data: bytes) -> float | None:
+            nonlocal due
+            if apart and (not data or _END in data):
+                due = data  # what comes of it is for a thread
+                return None
+            due = self._drive(data, None)
+            self._settled = self._taken(sink)
+            return due.until if self._settled and isinstance(due, Read) else None
+
+        try:
+            await self._wire.each(step, read.until)
+        except WireError as exc:
+            return b"", exc
+        return due, None
+
+    def _taken(self, sink: Sink | None) -> bool:
+        """Hand on what was emitted; whether that is all there is to do."""
+        emitted, self._emitted = self._emitted, []
+        return sink is None or not emitted or sink.take(emitted)
+
+    async def _hand_on(self, sink: Sink | None) -> None:
+        settled = self._taken(sink) and self._settled
+        self._settled = True
+        if sink is not None and not settled:
+            await sink.settle()
+
+    @property
+    def _is_quick(self) -> bool:
+        """Whether the flow's next step holds up the event loop for no longer than a token may."""
+        return self._threads is None or self._amid_answer
+
+    async def _next(
+        self,
+        go_on: Callable[[object, Exception | None], Effect | None],
+        result: object,
+        failure: Exception | None,
+    ) -> Effect | None:
+        if self._threads is None or self._amid_answer:
+            return go_on(result, failure)
+        # Waited for when cancelled, too: a flow cannot be closed in the middle of its work.
+        return await self._threads.finish(partial(go_on, result, failure))
+
+    def _drive(self, result: object, failure: Exception | None) -> Effect | None:
+        """The flow's next effect that is no piece; the pieces before it are kept."""
+        effect = self._resume(result, failure)
+        while isinstance(effect, Emit):
+            self._emitted.append(effect.item)
+            effect = self._resume(None, None)
+        return effect
 
     def _resume(self, result: object, failure: Exception | None) -> Effect | None:
         """The flow's next effect, or None when it is over."""
@@ -301,6 +445,20 @@ class Performance(Generic[T]):
             return None
         except AbortedError as exc:
             raise client_closed() from exc
+
+    async def _tried(self, effect: Effect) -> tuple[object, WireError | LLMError | None]:
+        """What comes of an effect, or why nothing does."""
+        result: object = None
+        failure: WireError | LLMError | None = None
+        try:
+            result = await self._perform(effect)
+        except (WireError, LLMError) as exc:  # the latter when the server cannot be located
+            failure = exc
+        self._look_at(result)
+        return result, failure
+
+    def _look_at(self, result: object) -> None:
+        self._amid_answer = isinstance(result, bytes) and bool(result) and _END not in result
 
     async def _perform(self, effect: Effect) -> object:
         if isinstance(effect, Read):
@@ -357,6 +515,20 @@ class Locatable(Protocol):
     def endpoint(self, timeout_s: float) -> Endpoint:
         """The endpoint to use now; with no time to wait it does not, whatever the server does."""
         ...
+
+
+async def _received(stream: ByteStream | LoopStream) -> bytes:
+    """The next bytes of a connection; none at its end."""
+    if isinstance(stream, LoopStream):
+        return await stream.receive()
+    try:
+        return await stream.receive(_PACKET_BYTES)
+    except anyio.EndOfStream:
+        return b""
+
+
+def _on_asyncio() -> bool:
+    return sniffio.current_async_library() == "asyncio"
 
 
 @contextlib.contextmanager

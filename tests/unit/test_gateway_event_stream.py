@@ -40,6 +40,10 @@ class Reply:
     async def piece(self, data: bytes) -> None:
         self._note(data.decode())
 
+    def piece_now(self, data: bytes) -> bool:
+        self._note(data.decode())
+        return True
+
     async def end(self, data: bytes) -> None:
         self._note(data.decode() + "end")
 
@@ -52,6 +56,12 @@ class Reply:
             while not condition(self.sent):
                 await self._heard.wait()
                 self._heard.clear()
+
+
+async def say(events: EventStream, *pieces: LLMDelta) -> None:
+    """Send pieces as an answer under way does."""
+    if not events.take(pieces):
+        await events.settle()
 
 
 def encoder() -> Encoder:
@@ -70,8 +80,8 @@ def test_a_quick_answer_is_left_alone() -> None:
         events = EventStream(reply, encoder(), "tiny")
         with events.alive():
             assert not events.begun
-            await events.piece(HELLO)
-            await events.piece(HELLO)
+            await say(events, HELLO)
+            await say(events, HELLO)
         await events.end(response("Hello.Hello."))
         return reply.sent
 
@@ -91,7 +101,7 @@ def test_silence_is_broken_before_the_first_piece_and_after() -> None:
         with events.alive():
             await reply.until(lambda sent: len(sent) > 3)
             assert events.begun
-            await events.piece(HELLO)
+            await say(events, HELLO)
             at = len(reply.sent)
             await reply.until(lambda sent: len(sent) > at)
         last = len(reply.sent)
@@ -115,13 +125,13 @@ def test_what_comes_does_not_overtake_the_beginning(what: str) -> None:
         reply = Reply(slow)
         events = EventStream(reply, encoder(), "tiny", silence_s=0.01)
         said: Any = {
-            "piece": HELLO,
-            "end": response("Hello."),
-            "failed": ConnectionLostError("Gone."),
+            "piece": lambda: say(events, HELLO),
+            "end": lambda: events.end(response("Hello.")),
+            "failed": lambda: events.failed(ConnectionLostError("Gone.")),
         }
         with events.alive():
             await reply.until(bool)
-            saying = asyncio.create_task(getattr(events, what)(said[what]))
+            saying = asyncio.create_task(said[what]())
             await asyncio.sleep(0)
             assert reply.sent == ["head"]
             slow.set()

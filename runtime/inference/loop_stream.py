@@ -1,0 +1,229 @@
+"""A plain TCP connection of asyncio's, whose bytes can be taken where the event loop has them.
+
+anyio's streams wake a task for each packet, and stop and resume the reading around it: three turns
+of the event loop and four calls to the system a token, where one of each is enough. With it comes
+a deadline that costs nothing as long as it is only moved ahead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import time
+from typing import TYPE_CHECKING, Final
+
+from runtime.inference.effects import BrokenError, ExpiredError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runtime.inference.effects import WireError
+
+_MOST_WAITING_BYTES: Final = 256 * 1024
+"""More than this is left with the system, which makes the server wait."""
+
+_SLACK_S: Final = 0.001
+
+_NEXT_ADDRESS_S: Final = 0.25
+"""After so long the next address of a name is tried as well (RFC 8305, section 8)."""
+
+
+class LoopStream(asyncio.Protocol):
+    """A connection of one task of an asyncio event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._pieces: list[bytes] = []
+        self._waiting_bytes = 0
+        self._paused = False
+        self._lost: BrokenError | None = None
+        self._ended = False
+        self._news: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+        self._step: Callable[[bytes], float | None] | None = None
+        self._over: asyncio.Future[None] | None = None
+        self._until = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_until = 0.0
+
+    @classmethod
+    async def connect(cls, host: str, port: int) -> LoopStream:
+        """A connection to a server.
+
+        Raises:
+            OSError: There is none to be had.
+        """
+        loop = asyncio.get_running_loop()
+        # A race between addresses takes tasks of its own, which a single one needs not.
+        delay_s = None if _is_address(host) else _NEXT_ADDRESS_S
+        _, stream = await loop.create_connection(cls, host, port, happy_eyeballs_delay=delay_s)
+        return stream
+
+    # --- for a task ---------------------------------------------------------------------------
+
+    async def send(self, data: bytes) -> None:
+        """Send; waits while the server takes nothing.
+
+        Raises:
+            BrokenError: The connection is gone.
+        """
+        assert self._transport is not None  # noqa: S101 - it is connected before anyone has it
+        if self._lost is None and not self._ended:
+            self._transport.write(data)
+        if self._room is not None:
+            await self._room
+        if self._lost is not None:
+            raise self._lost
+
+    async def receive(self) -> bytes:
+        """All that has come, waited for if need be; empty at the end.
+
+        Raises:
+            BrokenError: The connection broke.
+        """
+        if not self._pieces and not self._ended:
+            self._news = self._loop.create_future()
+            try:
+                await self._news
+            finally:
+                self._news = None
+        return self._taken()
+
+    async def aclose(self) -> None:
+        """Close at once; what is not sent yet is not sent any more."""
+        self._stop_timer()
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether :meth:`receive` would not wait."""
+        return bool(self._pieces) or self._ended
+
+    async def each(self, step: Callable[[bytes], float | None], until: float) -> None:
+        """Call ``step`` with what comes, where it comes, until it wants no more.
+
+        Args:
+            step: Takes bytes, none at the end; returns the instant by which the next must have
+                come, or None when no more is wanted. What it raises is raised here.
+            until: The instant by which the first must have come.
+
+        Raises:
+            BrokenError: The connection broke.
+            ExpiredError: Nothing came in time.
+        """
+        self._step = step
+        self._over = self._loop.create_future()
+        self._await_by(until)
+        try:
+            await self._over
+        finally:
+            self._over = self._step = None
+
+    def fail(self, why: WireError) -> None:
+        """Let :meth:`each`, if somebody is in it, raise this."""
+        if self._over is not None and not self._over.done():
+            self._over.set_exception(why)
+
+    # --- for the event loop -------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is connected."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - it is TCP
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come."""
+        if self._over is not None and not self._over.done():
+            self._give(data, self._over)
+            return
+        self._pieces.append(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes > _MOST_WAITING_BYTES and not self._paused and self._transport:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake(self._news)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection has ended, or broken."""
+        self._ended = True
+        if exc is not None:
+            self._lost = BrokenError(str(exc) or type(exc).__name__)
+        self._wake(self._news)
+        self.resume_writing()
+        if self._over is not None and not self._over.done():
+            if self._lost is None:
+                self._give(b"", self._over)
+            else:
+                self.fail(self._lost)
+        self._stop_timer()
+
+    def pause_writing(self) -> None:
+        """The server takes nothing for now."""
+        self._room = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        """It takes more."""
+        room, self._room = self._room, None
+        self._wake(room)
+
+    @staticmethod
+    def _wake(waiter: asyncio.Future[None] | None) -> None:
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _taken(self) -> bytes:
+        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces.clear()
+        self._waiting_bytes = 0
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        if not data and self._lost is not None:
+            raise self._lost
+        return data
+
+    def _give(self, data: bytes, over: asyncio.Future[None]) -> None:
+        assert self._step is not None  # noqa: S101 - as long as it is not over
+        try:
+            until = self._step(data)
+        except BaseException as exc:  # noqa: BLE001 - the top of a callback; it is raised in each()
+            over.set_exception(exc)
+            return
+        if until is None:
+            over.set_result(None)
+        else:
+            self._await_by(until)
+
+    def _await_by(self, until: float) -> None:
+        """Let something come by an instant; a timer that rings too early is set again then."""
+        self._until = until
+        if self._timer is not None:
+            if self._timer_until <= until:
+                return
+            self._timer.cancel()
+        self._timer_until = until
+        self._timer = self._loop.call_later(until - time.monotonic(), self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._over is None:
+            return
+        if time.monotonic() < self._until - _SLACK_S:
+            self._await_by(self._until)
+        else:
+            self.fail(ExpiredError("the deadline has passed"))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

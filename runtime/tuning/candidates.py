@@ -1,0 +1,136 @@
+"""What can be tried for a launch: settings that may be faster than the defaults on some machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from runtime.server.performance import SPECULATIONS
+from runtime.server.profiles import open_settings
+from runtime.store.memory_plan import DEFAULT_BATCH
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from runtime.engines.base import EngineKind
+    from runtime.hardware import CpuBudget
+    from runtime.server.performance import Performance
+    from runtime.settings import ServerConfig
+
+Changes = Literal["none", "rounding"]
+"""What a setting may do to answers: nothing, or round the same numbers otherwise."""
+
+_BATCHES: Final = (256, 1024, 2048)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """Settings that are tried against the default.
+
+    Attributes:
+        name: For people: ``"threads 4"``.
+        dimension: What it is a choice of; of each dimension one is taken at most.
+        settings: Fields of :class:`~runtime.settings.ServerConfig`.
+        changes: What it is known to do to answers; each is compared besides.
+    """
+
+    name: str
+    dimension: str
+    settings: Mapping[str, object]
+    changes: Changes = "none"
+
+
+DEFAULT: Final = Candidate(name="default", dimension="default", settings={})
+
+
+def candidates(
+    config: ServerConfig,
+    engine: EngineKind,
+    *,
+    budget: CpuBudget,
+    default: Performance,
+    slot_ctx: int,
+    allow: Changes = "none",
+) -> tuple[Candidate, ...]:
+    """What is worth a try, of each dimension the simplest first.
+
+    What the user has set is not up for choice.
+
+    Args:
+        config: What the user set.
+        engine: The engine kind.
+        budget: The processors that may be used.
+        default: What a launch takes without a profile.
+        slot_ctx: Tokens one request may hold: a larger batch is never filled.
+        allow: What may be done to answers.
+    """
+    left_open = open_settings(config)
+    found: list[Candidate] = []
+    if "speculation" in left_open and engine != "llama-cpp-python" and not config.draft_model:
+        found += _speculations(default)
+    if "threads" in left_open:
+        found += _threads(budget, default)
+    if "batch_size" in left_open:
+        found += [
+            Candidate(name=f"batch {size}", dimension="batch", settings={"batch_size": size})
+            for size in _BATCHES
+            if size != (default.batch_size.value or DEFAULT_BATCH) and size <= slot_ctx
+        ]
+    if "flash_attn" in left_open and config.cache_type_v in {"f32", "f16", "bf16"}:
+        found.append(
+            Candidate(
+                name="no flash attention", dimension="flash_attn", settings={"flash_attn": "off"}
+            )
+        )
+    return tuple(each for each in found if allow == "rounding" or each.changes == "none")
+
+
+def combined(parts: tuple[Candidate, ...]) -> Candidate:
+    """Several candidates of different dimensions as one."""
+    if len(parts) == 1:
+        return parts[0]
+    return Candidate(
+        name=" + ".join(part.name for part in parts),
+        dimension=" + ".join(part.dimension for part in parts),
+        settings={name: value for part in parts for name, value in part.settings.items()},
+        changes="rounding" if any(part.changes == "rounding" for part in parts) else "none",
+    )
+
+
+def _speculations(default: Performance) -> list[Candidate]:
+    taken = default.speculation.value
+    kinds = [kind for kind in SPECULATIONS if taken is None or kind != taken.kind]
+    off = [] if taken is None else ["off"]
+    return [
+        Candidate(
+            name="no speculation" if kind == "off" else f"speculation {kind}",
+            dimension="speculation",
+            settings={"speculation": kind},
+            changes="none" if default.drafts_show is None or kind == "off" else "rounding",
+        )
+        for kind in (*off, *kinds)
+    ]
+
+
+def _threads(budget: CpuBudget, default: Performance) -> list[Candidate]:
+    """Other numbers of threads: memory is often full of fewer, and twin threads may help prompts.
+
+    A neighbour on one of the cores makes all others wait, hence one fewer, too.
+    """
+    now = default.threads.value
+    most = int(min(budget.affinity, budget.quota or budget.affinity)) or 1
+    other = sorted({n for n in (now - 1, now // 2, most) if 1 <= n != now}, reverse=True)
+    fewer = [
+        Candidate(name=f"threads {n}", dimension="threads", settings={"threads": n}) for n in other
+    ]
+    # Prompts are computed, answers are read out of memory: they need not agree on the best.
+    apart = [
+        Candidate(
+            name=f"threads {decode}, {prompt} for prompts",
+            dimension="threads",
+            settings={"threads": decode, "threads_batch": prompt},
+        )
+        for decode, prompt in ((now, most), (max(1, now // 2), now))
+        if decode < prompt
+    ]
+    return fewer + apart
