@@ -1,9 +1,9 @@
 """Are the answers the same with speculation as without, character by character?
 
-Starts two engines, one with ``speculation="off"`` and one as it is by default, and asks both the
-same seeded questions: free text, JSON by a schema and tool calls, at temperatures 0 and 0.8, alone
-and four at once, most of them long and repetitive so that drafts are made and accepted. Ends with 1
-if a text differs, or if no draft was accepted where some should have been.
+Starts two engines, one with ``speculation="off"`` and one with drafts, and asks both the same
+seeded questions: free text, JSON by a schema and tool calls, at temperatures 0 and 0.8, alone and
+four at once, most of them long and repetitive so that drafts are made and accepted. Ends with 1 if
+a text differs, or if no draft was accepted where some should have been.
 
     python scripts/identity_check.py --prompts 200 --threads 1
     python scripts/identity_check.py --prompts 200 --threads 2 --cache-type-k q8_0
@@ -126,7 +126,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=96, help="Most tokens of an answer.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache-type-k", default="f16")
-    parser.add_argument("--speculation", default="auto")
+    parser.add_argument("--speculation", default="ngram-mod")
     options = parser.parse_args()
     settings: dict[str, Any] = {
         "threads": options.threads,

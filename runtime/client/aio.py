@@ -15,6 +15,7 @@ from runtime.inference.failures import client_closed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from typing_extensions import TypeForm
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     )
     from runtime.inference.effects import Flow
     from runtime.inference.embeddings import TruncatedEmbeddingResult
+    from runtime.inference.sessions import Session
     from runtime.inference.wishes import Wish
 
 T = TypeVar("T")
@@ -201,6 +203,24 @@ class AsyncLlamaClient(ClientCore):
         """Tokens by the engine's own count; see :meth:`runtime.LlamaClient.count_tokens`."""
         await self.start()
         return await self._run(self._source, self._counting(text_or_messages, tools, params))
+
+    async def save_session(
+        self,
+        name: str | Path,
+        text_or_messages: str | Sequence[LLMMessage] | LLMRequest,
+        *,
+        tools: Sequence[ToolSpec] = (),
+        params: LLMChatParams | None = None,
+    ) -> Session:
+        """Keep a conversation's state on disk; see :meth:`runtime.LlamaClient.save_session`."""
+        await self.start()
+        wanted = self._saving(name, text_or_messages, tools, params)
+        return await self._run(self._source, wanted, threads=self._threads)
+
+    async def restore_session(self, name: str | Path) -> Session:
+        """Bring a saved conversation back; see :meth:`runtime.LlamaClient.restore_session`."""
+        await self.start()
+        return await self._run(self._source, self._restoring(name), threads=self._threads)
 
     async def parse(
         self,

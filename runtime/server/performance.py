@@ -38,8 +38,6 @@ Matches of llama.cpp's own lengths (12, 24) came too seldom in an agent's answer
 of 48 and 64 tokens too many were thrown away.
 """
 
-DEFAULT_SPECULATION: Final = "ngram-mod"
-
 EXACT_TYPES: Final = frozenset({"Q4_0", "Q4_1", "Q8_0"})
 """Tensor types whose products have the same bits for one token and for several at a time."""
 
@@ -88,6 +86,7 @@ class Performance:
         ubatch_size: Tokens computed in one step; None for as many as ``batch_size``.
         flash_attn: Flash attention.
         speculation: Speculative decoding by n-grams; None for none.
+        drafts_show: Why answers may be others with drafts than without; None if they are not.
     """
 
     threads: Chosen[int]
@@ -96,10 +95,13 @@ class Performance:
     ubatch_size: Chosen[int | None]
     flash_attn: Chosen[FlashAttention]
     speculation: Chosen[Speculation | None]
+    drafts_show: str | None = None
 
     def public(self) -> dict[str, dict[str, object]]:
         """Each value and its reason, as JSON values."""
-        return asdict(self)
+        values = asdict(self)
+        del values["drafts_show"]
+        return values
 
     def applied(self, config: ServerConfig) -> ServerConfig:
         """The configuration with what was chosen in place of what was left open."""
@@ -143,6 +145,7 @@ def choose_performance(
         ubatch_size=chooser.choose("ubatch_size", None, "as batch_size"),
         flash_attn=flash_attn,
         speculation=_speculation(chooser, doubt),
+        drafts_show=doubt,
     )
 
 
@@ -162,13 +165,13 @@ class _Chooser:
 
 
 def _speculation(chooser: _Chooser, doubt: str | None) -> Chosen[Speculation | None]:
+    """Off until it is asked for or tuning found it to be faster."""
     if chooser.config.draft_model and chooser.config.speculation == "auto":
         return Chosen(value=None, why="a draft model drafts")
-    if doubt:
-        kind = chooser.choose("speculation", "off", doubt)
-    else:
-        why = "measured: the same answers, sooner"
-        kind = chooser.choose("speculation", DEFAULT_SPECULATION, why)
+    why = doubt or "default: drafted tokens come without logprobs; the text would be the same"
+    kind = chooser.choose("speculation", "off", why)
+    if doubt and kind.value != "off":
+        return Chosen(value=SPECULATIONS[kind.value], why=f"{kind.why}, although: {doubt}")
     return Chosen(value=SPECULATIONS.get(kind.value), why=kind.why)
 
 

@@ -316,7 +316,6 @@ def _candidates(
     )
     found = candidates(
         config,
-        facts,
         engine,
         budget=_BUDGET,
         default=default,
