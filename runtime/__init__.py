@@ -74,6 +74,8 @@ if TYPE_CHECKING:
         RequestTimeoutError,
         SchemaViolationError,
         ServerStatusError,
+        SessionMismatchError,
+        SessionNotFoundError,
         StorageError,
         TextTooLongError,
         TooManyRequestsError,
@@ -83,10 +85,12 @@ if TYPE_CHECKING:
     )
     from runtime.inference.bounds import Bounds
     from runtime.inference.embeddings import TruncatedEmbeddingResult, TruncatedText
+    from runtime.inference.sessions import Session, SessionMessage
     from runtime.server.manager import ServerManager
     from runtime.server.snapshot import ServerSnapshot
     from runtime.settings import RestartPolicy, ServerConfig
     from runtime.store import ModelStore
+    from runtime.store.sessions import SessionInfo, SessionStore
 
     __version__: str
 
@@ -143,6 +147,12 @@ __all__ = [
     "ServerManager",
     "ServerSnapshot",
     "ServerStatusError",
+    "Session",
+    "SessionInfo",
+    "SessionMessage",
+    "SessionMismatchError",
+    "SessionNotFoundError",
+    "SessionStore",
     "StorageError",
     "TaskPriority",
     "TaskProfile",
@@ -176,6 +186,10 @@ _HOMES = {
     "ServerConfig": "runtime.settings",
     "ServerManager": "runtime.server.manager",
     "ServerSnapshot": "runtime.server.snapshot",
+    "Session": "runtime.inference.sessions",
+    "SessionInfo": "runtime.store.sessions",
+    "SessionMessage": "runtime.inference.sessions",
+    "SessionStore": "runtime.store.sessions",
     "ThoughtEvent": "runtime.client._stream",
     "TruncatedEmbeddingResult": "runtime.inference.embeddings",
     "TruncatedText": "runtime.inference.embeddings",

@@ -194,6 +194,36 @@ class ContextOverflowError(LLMInvalidRequestError):
         self.context_tokens = context_tokens
 
 
+class SessionNotFoundError(LLMInvalidRequestError):
+    """There is no session of that name.
+
+    Attributes:
+        path: Where it would be.
+    """
+
+    def __init__(self, message: str, *, path: Path, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
+
+
+class SessionMismatchError(LLMInvalidRequestError):
+    """A saved session is not of this model, engine or context, or did not prove to be.
+
+    Attributes:
+        differences: What differs, by name: how it was saved, and how it is here.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        differences: Mapping[str, tuple[str, str]],
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.differences = dict(differences)
+
+
 class TextTooLongError(ContextOverflowError):
     """A text to embed has more tokens than can be embedded at once.
 

@@ -38,14 +38,13 @@ if TYPE_CHECKING:
     from bench_rounds import Plan
 
 PLAN: Final[Plan] = (
-    ("free-text", 1, 1.0),
-    ("free-text", 4, 0.5),
-    ("free-text", 16, 0.3),
     ("agent-loop", 1, 1.0),
-    ("agent-loop", 4, 0.3),
+    ("free-text", 1, 1.0),
     ("json", 1, 1.0),
     ("code-edit", 1, 1.0),
-    ("long-prompt", 1, 1.0),
+    ("long-prompt", 1, 0.5),
+    ("free-text", 4, 0.5),
+    ("free-text", 16, 0.25),
 )
 QUICK: Final[Plan] = (
     ("free-text", 1, 1.0),

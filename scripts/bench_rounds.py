@@ -110,12 +110,16 @@ class Bench:
 
     def rounds(self, count: int, owner: Sequence[str]) -> None:
         """Measure until there are so many rounds."""
-        begun = 1 + max((each.round for each in self.recording.samples), default=-1)
+        kept = self.recording.samples
+        # Memory comes last in a round: one that was broken off before is measured again.
+        begun = 1 + max((each.round for each in kept if each.measure == "memory"), default=-1)
+        whole = tuple(each for each in kept if each.round < begun)
+        self.recording = replace(self.recording, samples=whole)
         left = range(begun, count)
         crowds = len([at_once for _, at_once, _ in self._plan if at_once > 1])
         few = len([each for each in self._rivals if each.crowds_only])
         many = len(self._rivals) - few
-        a_round = many * (len(self._plan) + 3) + few * crowds + few
+        a_round = 1 + many * (len(self._plan) + 2) + few * (crowds + 1)
         progress = Progress(len(left) * a_round)
         if not left:
             return
@@ -126,7 +130,6 @@ class Bench:
             beside = alive.enter_context(_owner(owner))
             for number in left:
                 self._round(number, standing, beside, progress)
-                self._save()
 
     def _starts(self, number: int, progress: Progress) -> None:
         for each in self._turns(number):
@@ -168,8 +171,8 @@ class Bench:
                 if (up := standing[each.name]) and (at_once > 1 or not each.crowds_only):
                     self._measure(number, each, up, name, asked, progress)
         cold = _cold(workload("agent-loop", number=5000 + number, scale=self._scale))
-        for each in self._turns(number):
-            if (up := standing[each.name]) and not each.crowds_only:
+        for each in self._rivals:
+            if (up := standing[each.name]) and each.name == OURS:
                 self._measure(number, each, up, COLD, cold, progress)
         for each in self._rivals:
             if up := standing[each.name]:
@@ -220,17 +223,15 @@ class Bench:
 
     def _add(self, sample: Sample) -> None:
         self.recording = replace(self.recording, samples=(*self.recording.samples, sample))
+        if self._keep:
+            text = json.dumps(asdict(self.recording), indent=1)
+            self._keep.write_text(text + "\n", "utf-8")
 
     def _failed(self, name: str, measure: str, exc: LLMError) -> None:
         told = f"{name}, {measure}: {str(exc).splitlines()[0]}"
         say(f"failed: {told}")
         if told not in self.recording.failures:
             self.recording = replace(self.recording, failures=(*self.recording.failures, told))
-
-    def _save(self) -> None:
-        if self._keep:
-            text = json.dumps(asdict(self.recording), indent=1)
-            self._keep.write_text(text + "\n", "utf-8")
 
 
 def _cold(of: Workload) -> Workload:

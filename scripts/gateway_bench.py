@@ -207,7 +207,7 @@ async def measure(target: Target, clients: int, tokens: int) -> Round:
     return Round(
         tokens=total,
         tokens_per_s=total / took,
-        first_token_ms=1000 * statistics.median([first for first, _ in good] or [0.0]),
+        first_token_ms=1000 * statistics.mean([first for first, _ in good] or [0.0]),
         errors=clients - len(good),
     )
 

@@ -205,19 +205,19 @@ async def soak(process: psutil.Process, url: str, options: argparse.Namespace) -
         ended = await asyncio.gather(*aside, return_exceptions=True)
         load.wrong += [repr(each) for each in ended if isinstance(each, Exception)]
     quarter = max(1, len(levels) // 4)
-    second, last = levels[quarter : 2 * quarter], levels[-quarter:]
-    memory = [statistics.median(level[0] for level in part) for part in (second, last)]
-    descriptors = [statistics.median(level[1] for level in part) for part in (second, last)]
+    parts = [levels[at : at + quarter] for at in range(0, 4 * quarter, quarter)]
+    memory = [statistics.median(level[0] for level in part) for part in parts if part]
+    descriptors = [statistics.median(level[1] for level in part) for part in parts if part]
     print(
         f"{load.done.total()} answers ({', '.join(f'{n} {k}' for k, n in load.done.items())}), "
-        f"{len(load.wrong)} wrong; slowest {load.slowest_s:.1f} s; the gateway's memory "
-        f"{memory[0]:.1f} then {memory[1]:.1f} MiB, descriptors {descriptors[0]:.0f} then "
-        f"{descriptors[1]:.0f}"
+        f"{len(load.wrong)} wrong; slowest {load.slowest_s:.1f} s; in the quarters of the time the "
+        f"gateway's memory {', '.join(f'{each:.1f}' for each in memory)} MiB, descriptors "
+        f"{', '.join(f'{each:.0f}' for each in descriptors)}"
     )
     for each in load.wrong[:10]:
         print(each[:500], file=sys.stderr)
-    grown = memory[1] > memory[0] * (1 + MOST_GROWTH)
-    grown = grown or descriptors[1] > descriptors[0] + MOST_NEW_DESCRIPTORS
+    grown = memory[-1] > memory[1] * (1 + MOST_GROWTH)
+    grown = grown or descriptors[-1] > descriptors[1] + MOST_NEW_DESCRIPTORS
     return 1 if load.wrong or grown or set(load.done) != set(KINDS) else 0
 
 

@@ -28,6 +28,7 @@ COMMANDS: Final = {
     ),
     "logs": Place("runtime.cli.logs", "logs", "Show the last lines that a server printed."),
     "models": Place("runtime.cli.models", "models", "Find, fetch and look at models."),
+    "sessions": Place("runtime.cli.sessions", "sessions", "Show and remove saved conversations."),
     "engines": Place("runtime.cli.engines", "engines_", "Show which engines are here."),
     "tune": Place("runtime.cli.tune", "tune", "Find the fastest settings for MODEL, by measuring."),
     "doctor": Place("runtime.cli.doctor", "doctor", "Look at this machine, engines and files."),

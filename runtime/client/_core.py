@@ -11,6 +11,7 @@ from runtime.client._settings import capabilities, client_settings, config_snaps
 from runtime.client._shared import SharedSource
 from runtime.client._sources import AttachedSource, EndpointSource, ManagedSource
 from runtime.contracts import BackendStatus, LLMChatParams, Provenance
+from runtime.errors import LLMCapabilityError
 from runtime.inference import (
     conversation,
     counting,
@@ -26,11 +27,14 @@ from runtime.inference.places import Places
 from runtime.inference.policy import EnforcementLevel, Fitting, OnTruncation, Policy
 from runtime.inference.queueing import DEFAULT_MAX_QUEUE, SlotQueue
 from runtime.inference.reply import Backend
+from runtime.inference.sessions import Keeping
 from runtime.inference.switchboard import Switchboard
 from runtime.settings import gateway_wanted
+from runtime.store.sessions import SessionStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
     from typing import Unpack
 
     from runtime.client._options import ServerOptions
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
         ToolSpec,
     )
     from runtime.inference.effects import Flow
+    from runtime.inference.sessions import Session
     from runtime.inference.wishes import Wish
     from runtime.server.manager import Role, ServerManager
     from runtime.settings import ServerConfig
@@ -162,9 +167,13 @@ class ClientCore:
         self._source: EndpointSource
         # Others than we may use a server that runs already: there the engine gives out its slots.
         self._places = Places() if settings.server is not None else None
+        self._keeping: Keeping | None = None
         self._shared: SharedSource | None = None
         if settings.server is not None:
             self._source = self._managed = self._managed_source(settings.server)
+            if self._places is not None:
+                manager = self._managed.manager
+                self._keeping = Keeping(self._places, SessionStore(), limits, manager.session_facts)
             plain = config is None and api_key is None and embedding_model is None
             plain = plain and not server_options and settings.policy == Policy()
             if use_gateway if use_gateway is not None else plain and gateway_wanted():
@@ -264,6 +273,29 @@ class ClientCore:
         policy = self._settings.policy
         wish = wishes.from_prompt(given, tools=tools, params=params, policy=policy)
         return counting.count_prompt(wish, self._limits)
+
+    def _saving(
+        self,
+        name: str | Path,
+        given: str | Sequence[LLMMessage] | LLMRequest,
+        tools: Sequence[ToolSpec],
+        params: LLMChatParams | None,
+    ) -> Flow[Session]:
+        policy = self._settings.policy
+        wish = wishes.from_prompt(given, tools=tools, params=params, policy=policy)
+        return self._keeper().save(name, replace(wish, recommended=self._source.sampling))
+
+    def _restoring(self, name: str | Path) -> Flow[Session]:
+        return self._keeper().restore(name)
+
+    def _keeper(self) -> Keeping:
+        if self._keeping is None or not self._is_own:
+            raise LLMCapabilityError(
+                "Sessions are of a server that this client starts, and it uses one that runs "
+                "already.",
+                hint="Make the client without base_url, and with use_gateway=False.",
+            )
+        return self._keeping
 
     def _embedding(
         self, source: EndpointSource, texts: list[str], model: str | None, *, truncate: bool

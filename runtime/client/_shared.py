@@ -6,18 +6,19 @@ import logging
 import os
 import threading
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import psutil
 
 from runtime.client._sources import AttachedSource
-from runtime.errors import LLMError, RequestTimeoutError
+from runtime.errors import EngineNotRunningError, LLMError, RequestTimeoutError
 from runtime.server import registry
 from runtime.server.listeners import who_listens
 from runtime.settings import ENV_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from runtime.client._sources import EndpointSource, ManagedSource
     from runtime.contracts import BackendStatus
@@ -121,7 +122,8 @@ class SharedSource:
     """The gateway that serves the wanted model when there is one, else a server of one's own.
 
     Which of the two is found out by the first start. When the gateway ends, its port may become
-    another program's, so nothing more is sent there: a server of one's own is started instead.
+    another program's, so nothing more is sent there: another gateway that serves the model is
+    looked for, and else a server of one's own is started.
 
     Attributes:
         queue: Where requests wait for one of the slots.
@@ -195,15 +197,16 @@ class SharedSource:
         if found is not None and not found[1].owner_lives:
             with self._lock:
                 if self._turn is None:
-                    log.warning("the gateway %s is gone: starting a private server", found[0].name)
-                    self._turn = _Turn(self.own)
+                    log.warning("the gateway %s is gone: looking for another", found[0].name)
+                    find = partial(find_gateway, self._model, limits=self._limits, queue=self.queue)
+                    self._turn = _Turn(self.own, find, gone=found[0])
                 turn = self._turn
             try:
                 turn.wait(timeout_s)
             finally:
-                if turn.failed:
-                    self._turn = None  # the next request tries again
-            self._found = None
+                if turn.over:
+                    self._turn = None  # where it failed, the next request tries again
+            self._found = turn.found
         return self._now.endpoint(timeout_s)
 
     def resolve(self, model: str) -> str | None:
@@ -230,37 +233,50 @@ class SharedSource:
             self.own.stop()
 
 
+_Found: TypeAlias = "tuple[Gateway, ServerRecord, AttachedSource]"
+
+
 class _Turn:
-    """The start of a server in the place of a gateway that is gone: on a thread, for all to await.
+    """What takes the place of a gateway that is gone: found by a thread, for all to await.
 
     Those who wait may be tasks of an event loop, which look again and again.
+
+    Attributes:
+        found: Another gateway; None where it is a server of one's own.
     """
 
-    def __init__(self, own: ManagedSource) -> None:
+    def __init__(
+        self, own: ManagedSource, find: Callable[[], _Found | None], *, gone: Gateway
+    ) -> None:
+        self.found: _Found | None = None
         self._own = own
+        self._find = find
+        self._gone = gone
         self._done = threading.Event()
         self._problem: LLMError | None = None
         threading.Thread(target=self._run, name="llama-own-server", daemon=True).start()
 
     def _run(self) -> None:
         try:
-            self._own.start()
+            self.found = self._find()
+            if self.found is None:
+                self._own.start()
         except LLMError as exc:
             self._problem = exc
         finally:
             self._done.set()
 
     @property
-    def failed(self) -> bool:
-        """Whether it could not be started."""
-        return self._problem is not None
+    def over(self) -> bool:
+        """Whether it is known what takes the place, or that nothing does."""
+        return self._done.is_set()
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until the server is ready.
+        """Wait until there is something.
 
         Raises:
             RequestTimeoutError: Not in time.
-            LLMError: It could not be started.
+            EngineNotRunningError: There is nothing; says why.
         """
         if not self._done.wait(timeout_s):
             raise RequestTimeoutError(
@@ -269,5 +285,12 @@ class _Turn:
                 after_s=timeout_s,
                 hint="Wait longer.",
             )
-        if self._problem is not None:
-            raise self._problem.with_traceback(None)
+        if (problem := self._problem) is not None:
+            raise EngineNotRunningError(
+                f"The gateway at {self._gone.base_url} is gone, no other serves "
+                f"{self._gone.model}, and a server of this client's own did not start: "
+                f"{problem.message}",
+                state="failed",
+                hint="Start the gateway again (`llama-runtime serve`), or name a model that is on "
+                "this machine.",
+            ) from problem

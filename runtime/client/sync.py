@@ -11,6 +11,7 @@ from runtime.inference.transport import Wire, iterate, run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from typing_extensions import TypeForm
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     )
     from runtime.inference.effects import Flow
     from runtime.inference.embeddings import TruncatedEmbeddingResult
+    from runtime.inference.sessions import Session
     from runtime.inference.wishes import Wish
 
 T = TypeVar("T")
@@ -222,6 +224,44 @@ class LlamaClient(ClientCore):
             LLMCapabilityError: The server cannot count.
         """
         return self._run(self._counting(text_or_messages, tools, params))
+
+    def save_session(
+        self,
+        name: str | Path,
+        text_or_messages: str | Sequence[LLMMessage] | LLMRequest,
+        *,
+        tools: Sequence[ToolSpec] = (),
+        params: LLMChatParams | None = None,
+    ) -> Session:
+        """Keep on disk what the engine has computed of a conversation.
+
+        The file holds the conversation; only its owner may read it.
+
+        Args:
+            name: A name, or the path of a file. A session of that name is replaced.
+            text_or_messages: The conversation, as it was sent, with its last answer or without.
+            tools: The tools that it offers.
+            params: What it is sent with.
+
+        Raises:
+            LLMCapabilityError: The engine cannot do that, or is not this client's own.
+            StorageError: There is no room, or the disk refuses.
+        """
+        return self._run(self._saving(name, text_or_messages, tools, params))
+
+    def restore_session(self, name: str | Path) -> Session:
+        """Bring a saved conversation back into the engine; its next turn computes what is new.
+
+        The engine proves that it has what was saved, before anything is sent to it.
+
+        Raises:
+            SessionNotFoundError: There is none of that name.
+            IntegrityError: The file is damaged.
+            SessionMismatchError: It was saved with another model, engine or context; names what
+                differs.
+            LLMCapabilityError: The engine cannot do that, or is not this client's own.
+        """
+        return self._run(self._restoring(name))
 
     def parse(
         self,

@@ -34,6 +34,8 @@ class EngineCapabilities:
         token_counting: Rendered chats can be counted without decoding.
         slots: The state of each slot can be read.
         metrics: Counters of tokens and speeds can be read.
+        logprobs: Each token's probability is told; False where tokens are drafted, as those come
+            without.
         thinking: How the model thinks before it answers; None when it does not.
     """
 
@@ -46,6 +48,7 @@ class EngineCapabilities:
     token_counting: bool | None = None
     slots: bool | None = None
     metrics: bool | None = None
+    logprobs: bool | None = None
     thinking: Thinking | None = None
 
 
@@ -177,12 +180,14 @@ class EngineCommand:
         env: Variables added to the environment; may hold secrets.
         stdin: Bytes written to the process's standard input; may hold secrets.
         notes: What was left out or changed because this engine does not know it.
+        drafts: Tokens will be drafted, by a model or from the context.
     """
 
     argv: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
     stdin: bytes = b""
     notes: tuple[str, ...] = ()
+    drafts: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +260,7 @@ class Endpoint:
         slots: Requests it decodes at once, or None when it is not known.
         batch_tokens: Tokens it computes at once, which no text to embed may exceed; None when it is
             not known.
+        slot_folder: Where it writes what a slot holds when asked to; None: nowhere.
     """
 
     base_url: str
@@ -267,3 +273,4 @@ class Endpoint:
     predecessor_died_of: str | None = None
     slots: int | None = None
     batch_tokens: int | None = None
+    slot_folder: Path | None = None

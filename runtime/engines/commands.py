@@ -99,6 +99,10 @@ def xllamacpp_command(spec: LaunchSpec, *, python: str, host: Path) -> EngineCom
         params["mmproj.path"] = str(spec.mmproj)
     if spec.draft_model:
         params["speculative.draft.mparams.path"] = str(spec.draft_model)
+        params["speculative.types"] = {"speculative_types": ["draft-simple"]}  # else it lies idle
+        params["speculative.draft.n_gpu_layers"] = spec.gpu_layers
+        params["speculative.draft.cpuparams.n_threads"] = spec.threads
+        params["speculative.draft.cpuparams_batch.n_threads"] = spec.threads_batch or spec.threads
     if spec.speculation:
         params |= _speculation_params(spec.speculation)
     if spec.chat_template is not None:
@@ -115,6 +119,7 @@ def xllamacpp_command(spec: LaunchSpec, *, python: str, host: Path) -> EngineCom
         argv=(python, "-u", "-P", str(host)),
         env=dict(spec.env),
         stdin=json.dumps(params).encode() + b"\n",
+        drafts=bool(spec.draft_model or spec.speculation),
     )
 
 
@@ -166,7 +171,7 @@ class _Argv:
         if flag in self.flags:
             self.words.extend((flag, *values))
 
-    def speculate(self, speculation: Speculation) -> None:
+    def speculate(self, speculation: Speculation) -> bool:
         """Draft by n-grams if the build can, which changes speed alone; else note that it cannot.
 
         All of it or nothing: with a build's own sizes the answers might not be the same ones.
@@ -185,10 +190,11 @@ class _Argv:
                 f"left out speculation {speculation.kind}: this build does not know "
                 + ", ".join(sorted(unknown))
             )
-            return
+            return False
         self.words.extend(("--spec-type", speculation.kind))
         for flag, value in wanted.items():
             self.words.extend((flag, value))
+        return True
 
     def users(self, arguments: Sequence[str]) -> None:
         """Add the user's own words."""
@@ -263,13 +269,18 @@ def llama_server_command(
     for flag, value, default in asked_for:
         if value != default:
             argv.need(flag, str(value))
+    drafts = spec.draft_model is not None
+    if spec.draft_model:
+        argv.hint("--spec-type", "draft-simple")  # newer builds let it lie idle without
+        if spec.gpu_layers >= 0:
+            argv.hint("--spec-draft-ngl", str(spec.gpu_layers))
     if spec.speculation:
-        argv.speculate(spec.speculation)
+        drafts = argv.speculate(spec.speculation) or drafts
     argv.users(spec.extra_args)
     env = dict(spec.env)
     if spec.api_key:
         env["LLAMA_API_KEY"] = spec.api_key  # not in argv: every user can read a command line
-    return EngineCommand(argv=tuple(argv.words), env=env, notes=tuple(argv.notes))
+    return EngineCommand(argv=tuple(argv.words), env=env, notes=tuple(argv.notes), drafts=drafts)
 
 
 def llama_cpp_python_command(spec: LaunchSpec, *, python: str, host: Path) -> EngineCommand:

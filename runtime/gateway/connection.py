@@ -29,9 +29,10 @@ class CorkedTransport:
         self._waiting.append(data)
 
     def write_now(self, data: bytes) -> None:
-        """Write at once, unless something waits that comes before."""
+        """Write at once, together with what waits."""
         if self._waiting:
             self._waiting.append(data)
+            self._flush()
         else:
             self._transport.write(data)
 

@@ -24,6 +24,7 @@ from runtime.errors import (
 )
 from runtime.gateway.catalogue import Catalogue
 from runtime.gateway.served import ServedLoader, ServedModel
+from runtime.gateway.statuses import GatewayEndingError
 from runtime.hardware import memory
 from runtime.inference.async_transport import Threads
 from runtime.inference.clock import Limits
@@ -188,7 +189,7 @@ class Models:
     def why(self, failure: LLMError) -> LLMError:
         """What a request that failed is told: where the end of the gateway ended it, that."""
         if self._ending and isinstance(failure, EngineNotRunningError):
-            return _ending()
+            return GatewayEndingError()
         return failure
 
     async def close(self) -> None:
@@ -220,7 +221,7 @@ class Models:
             self._pool.keep(name, None if math.isinf(keep_alive_s) else keep_alive_s)
         with lease:
             if self._ending:
-                raise _ending()
+                raise GatewayEndingError
             yield lease.loaded
 
     async def find(self, model: str | None) -> str:
@@ -353,14 +354,6 @@ def _let_go(task: asyncio.Task[Lease[ServedModel]]) -> None:
     if not task.cancelled() and task.exception() is None:
         with task.result():
             pass
-
-
-def _ending() -> EngineNotRunningError:
-    return EngineNotRunningError(
-        "The gateway was told to end before this was done.",
-        state="stopped",
-        hint="Send it again once the gateway runs again.",
-    )
 
 
 def _why_failed(served: ServedModel) -> LLMError | None:

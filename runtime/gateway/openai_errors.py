@@ -19,7 +19,8 @@ from runtime.errors import (
     RequestTimeoutError,
 )
 from runtime.gateway.dialect import InvalidFieldError
-from runtime.gateway.statuses import status_of
+from runtime.gateway.statuses import GatewayEndingError, status_of
+from runtime.inference.failures import SHUTTING_DOWN
 
 if TYPE_CHECKING:
     from runtime.errors import LLMError
@@ -32,6 +33,7 @@ _CODES: Final[tuple[tuple[type[Exception], str], ...]] = (
     (CrashingRequestError, "engine_crashed"),
     (LLMBadResponseError, "bad_response"),
     (LLMCapabilityError, "unsupported"),
+    (GatewayEndingError, SHUTTING_DOWN),
 )
 _TYPES: Final = {400: "invalid_request_error", 403: "permission_error", 429: "rate_limit_error"}
 

@@ -23,6 +23,18 @@ from runtime.errors import (
     TooManyRequestsError,
 )
 
+
+class GatewayEndingError(EngineNotRunningError):
+    """The gateway was told to end before a request was done."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The gateway was told to end before this was done.",
+            state="stopped",
+            hint="Send it again once the gateway runs again.",
+        )
+
+
 _STATUS: Final[tuple[tuple[type[LLMError], int], ...]] = (  # the first that fits
     (ModelNotFoundError, 404),
     (ModelTooLargeError, 503),  # another machine, or this one later, could serve it

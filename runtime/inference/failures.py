@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     from runtime.inference.effects import HttpHead
 
+SHUTTING_DOWN = "shutting_down"
+"""The code by which a gateway says that it ends before it is done; another may take its place."""
+
 # llama-cpp-python and OpenAI say it in prose only; llama.cpp's embeddings too, with status 500.
 _OVERFLOWS = (
     re.compile(
@@ -89,6 +92,8 @@ def from_answer(head: HttpHead, body: bytes, *, model: str | None = None) -> LLM
     problem = error_object(parsed) or {}
     said = _message(problem) or (excerpt(body) if body.strip() else "")
     retry_after = _seconds(head.headers.get("retry-after"))
+    if problem.get("code") == SHUTTING_DOWN:
+        return _shut_down(said, None)
     if 300 <= head.status < 400:
         to = head.headers.get("location", "elsewhere")
         return LLMInvalidRequestError(
@@ -119,6 +124,8 @@ def from_error_object(
 ) -> LLMError:
     """The error that arrived within an answer that had begun as a success."""
     code = problem.get("code")
+    if code == SHUTTING_DOWN:
+        return _shut_down(_message(problem), partial_text)
     status = code if isinstance(code, int) and 400 <= code < 600 else 500
     error = _from_status(status, _message(problem), problem, model=None, retry_after_s=None)
     if partial_text and isinstance(error, ServerStatusError):
@@ -128,6 +135,14 @@ def from_error_object(
             hint="Send the request again.",
         )
     return error
+
+
+def _shut_down(said: str, partial_text: str | None) -> ConnectionLostError:
+    return ConnectionLostError(
+        f"The server ended in order before the answer was complete: {said}",
+        partial_text=partial_text,
+        hint="Send the request again.",
+    )
 
 
 def unfinished() -> ConnectionLostError:

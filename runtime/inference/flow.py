@@ -290,6 +290,8 @@ def _attempt(ask: _Ask, asked: Wish, answer: Answer, seed: int) -> Flow[_Got]:
             error = failures.from_answer(head, said, model=asked.model or endpoint.model)
             if head.status == 503 and course.interrupted:  # it is back, and loads its model
                 raise BrokeOffError(error, reached=False)
+            if isinstance(error, ConnectionLostError):  # it ends, and says so
+                raise BrokeOffError(error, reached=True)
             raise error
         if head.content_type == "text/event-stream":
             yield from _stream(ask, answer, endpoint)

@@ -8,6 +8,7 @@ a deadline that costs nothing as long as it is only moved ahead.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +23,9 @@ _MOST_WAITING_BYTES: Final = 256 * 1024
 """More than this is left with the system, which makes the server wait."""
 
 _SLACK_S: Final = 0.001
+
+_NEXT_ADDRESS_S: Final = 0.25
+"""After so long the next address of a name is tried as well (RFC 8305, section 8)."""
 
 
 class LoopStream(asyncio.Protocol):
@@ -51,7 +55,9 @@ class LoopStream(asyncio.Protocol):
             OSError: There is none to be had.
         """
         loop = asyncio.get_running_loop()
-        _, stream = await loop.create_connection(cls, host, port, happy_eyeballs_delay=0.25)
+        # A race between addresses takes tasks of its own, which a single one needs not.
+        delay_s = None if _is_address(host) else _NEXT_ADDRESS_S
+        _, stream = await loop.create_connection(cls, host, port, happy_eyeballs_delay=delay_s)
         return stream
 
     # --- for a task ---------------------------------------------------------------------------
@@ -213,3 +219,11 @@ class LoopStream(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -34,7 +34,8 @@ def body(
 
     Raises:
         LLMInvalidRequestError: The schema is to be enforced strictly, and cannot be.
-        LLMCapabilityError: A grammar was given that this engine does not take.
+        LLMCapabilityError: A grammar was given that this engine does not take, or probabilities
+            are asked for that it does not tell.
     """
     if grammar := wish.options.get("grammar"):
         known = endpoint.capabilities
@@ -46,6 +47,12 @@ def body(
                 f"The engine takes no {'llguidance' if lark else 'GBNF'} grammars.",
                 hint="Use the other kind of grammar, or a response schema.",
             )
+    if endpoint.capabilities.logprobs is False and wish.options.get("logprobs"):
+        # The engine would tell a logarithm of 0.0 for each drafted token, HTTP 200.
+        raise LLMCapabilityError(
+            "This engine drafts tokens, and those that were drafted come without probabilities.",
+            hint="Start the server with speculation='off' and without a draft model.",
+        )
     told = prompts_tools(wish, endpoint)
     messages = _shaped(wish, told=told)
     said = {"messages": messages} if wish.prompt is None else {"prompt": wish.prompt}

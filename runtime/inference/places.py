@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, TypeVar
 from runtime.inference.payload import LLAMA_CPP_KINDS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from runtime.engines.base import Endpoint
     from runtime.inference.effects import Flow
     from runtime.inference.wishes import Wish
@@ -38,6 +40,7 @@ class _Slot:
     held: Keys = ()
     busy: bool = False
     fresh: bool = True
+    used: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class Places:
         self._generation = 0
         self._slots: list[_Slot] = []
         self._unplaced = 0
+        self._clock = 0
 
     def take(self, wish: Wish, endpoint: Endpoint) -> Seat | None:
         """The seat of a request, until :meth:`give_back`; None where there is nothing to choose.
@@ -74,9 +78,10 @@ class Places:
         """
         if endpoint.kind not in LLAMA_CPP_KINDS or not endpoint.slots or endpoint.slots < 2:
             return None
-        keys = _keys(wish)
+        keys = keys_of(wish.messages, wish.tools.functions.values() if wish.tools else ())
         with self._lock:
             self._meet(endpoint)
+            self._clock += 1
             chosen = None
             if not self._unplaced:
                 free = [slot for slot in self._slots if not slot.busy]
@@ -87,7 +92,40 @@ class Places:
                 self._unplaced += 1
                 return Seat(None, endpoint.generation, keys)
             chosen.held, chosen.busy, chosen.fresh = keys, True, False
+            chosen.used = self._clock
             return Seat(chosen.number, endpoint.generation, keys)
+
+    def home(self, keys: Keys, endpoint: Endpoint) -> Seat | None:
+        """The slot that a conversation is known to be in, idle until now; None: not known."""
+        with self._lock:
+            self._meet(endpoint)
+            if self._unplaced:
+                return None
+            chosen = _mine([slot for slot in self._slots if not slot.busy], keys)
+            if chosen is None:
+                return None
+            chosen.busy = True
+            return Seat(chosen.number, endpoint.generation, keys)
+
+    def claim(self, keys: Keys, endpoint: Endpoint) -> Seat:
+        """A slot for a conversation that is brought from elsewhere, where it harms least.
+
+        Never used, else without a known conversation, else with the one that waits for longest.
+        """
+        with self._lock:
+            self._meet(endpoint)
+            self._clock += 1
+            free = [slot for slot in self._slots if not slot.busy] or self._slots
+            chosen = min(free, key=lambda slot: (not slot.fresh, bool(slot.held), slot.used))
+            chosen.held, chosen.busy, chosen.fresh = keys, True, False
+            chosen.used = self._clock
+            return Seat(chosen.number, endpoint.generation, keys)
+
+    def forget(self, seat: Seat) -> None:
+        """What a seat's slot holds is not known."""
+        with self._lock:
+            if self._generation == seat.generation and seat.slot is not None:
+                self._slots[seat.slot].held = ()
 
     def give_back(self, seat: Seat, landed: int | None) -> None:
         """The request that :meth:`take` had this answer for is over.
@@ -108,13 +146,18 @@ class Places:
                     if not slot.busy:  # it may have been any of them
                         slot.held, slot.fresh = (), False
             elif landed < len(self._slots):
-                self._slots[landed].held, self._slots[landed].fresh = seat.keys, False
+                slot = self._slots[landed]
+                slot.held, slot.fresh, slot.used = seat.keys, False, self._clock
+
+    def disturb(self) -> Seat:
+        """From now on until it is given back, a request may be in any slot."""
+        with self._lock:
+            self._unplaced += 1
+            return Seat(None, self._generation, ())
 
     def disturbed(self, flow: Flow[T]) -> Flow[T]:
         """A flow of requests that may take any slot: texts to embed do, and empty it."""
-        with self._lock:
-            seat = Seat(None, self._generation, ())
-            self._unplaced += 1
+        seat = self.disturb()
         try:
             return (yield from flow)
         finally:
@@ -137,10 +180,14 @@ def _alike(held: Keys, keys: Keys) -> bool:
     return held[:1] == keys[:1]
 
 
-def _keys(wish: Wish) -> Keys:
-    so_far = hash(json.dumps([*wish.tools.functions.values()])) if wish.tools else 0
+def keys_of(
+    messages: Iterable[Mapping[str, object]], functions: Iterable[Mapping[str, object]]
+) -> Keys:
+    """One number for each beginning of a conversation that offers these tools."""
+    tools = [*functions]
+    so_far = hash(json.dumps(tools)) if tools else 0
     keys: list[int] = []
-    for message in wish.messages:
+    for message in messages:
         so_far = hash((so_far, json.dumps(message)))
         keys.append(so_far)
     return tuple(keys)

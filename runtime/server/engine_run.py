@@ -210,6 +210,7 @@ class EngineRun:
             predecessor_died_of=predecessor_died_of,
             slots=properties.slots or plan.spec.parallel,
             batch_tokens=plan.batch_tokens,
+            slot_folder=plan.spec.slot_folder,
         )
         self.watch = ServiceWatch(  # before anyone can send it a request
             self._timers,
@@ -329,6 +330,7 @@ class EngineRun:
                 kind=plan.choice.info.kind,
                 engine_file=plan.choice.info.path,
                 embeddings=plan.spec.embeddings,
+                drafts=plan.command.drafts,
             )
             self.ready_at = Provenance.now_iso()
             self.owner.run_ready(self)

@@ -21,8 +21,9 @@ from runtime.errors import (
     RequestTimeoutError,
     StorageError,
 )
-from runtime.server import probe, registry
+from runtime.server import probe, registry, slot_folders
 from runtime.server.engine_run import CONFIRM_AGAIN_S, KILL_PATIENCE_S
+from runtime.server.identity import session_facts
 from runtime.server.lifecycle import RESTING_STATES, State
 from runtime.server.plan import new_key, plan_launch, refuse_shared_port, refuse_taken_port
 from runtime.server.snapshot import take_snapshot
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from runtime.server.view import View
     from runtime.settings import ServerConfig
     from runtime.store import PullProgress
+    from runtime.store.drafts import Drafting
+    from runtime.store.local import LocalModel
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +145,7 @@ class ServerManager:
                 hint=f"kill -9 {view.pid}",
             )
         self._supervisor.join(STOP_MARGIN_S)
+        slot_folders.remove(self._record_name)
         _LIVE.discard(self)
 
     def restart(self) -> Self:
@@ -253,6 +257,14 @@ class ServerManager:
         """The last ``n`` lines the engine printed, oldest first (400 at most; the file has all)."""
         return self._supervisor.tail.last(n)
 
+    def session_facts(self) -> dict[str, str]:
+        """What the state of its slots depends on, by name; hashes the model the first time.
+
+        Raises:
+            StorageError: The model cannot be read.
+        """
+        return session_facts(self._supervisor.view)
+
     @property
     def base_url(self) -> str | None:
         """Where the server answers, or None while it does not."""
@@ -285,19 +297,39 @@ class ServerManager:
         from runtime.store import ModelStore  # noqa: PLC0415 - its libraries load when needed
 
         registry.reap_leftovers()
+        slot_folders.sweep()
         refuse_taken_port(self.config.host, self.config.port)
         self._key = self.config.api_key if self.config.api_key is not None else new_key()
         self._key = self._key or None
         self._store = ModelStore(offline=self._offline)
         model = self._store.pull(self.config.model, progress=self._progress)
-        draft = self.config.draft_model
-        self._draft = self._store.pull(draft, progress=self._progress).path if draft else None
-        return plan_launch(self.config, model, api_key=self._key, draft=self._draft)
+        self._draft = self._find_draft()
+        return self._planned(model)
+
+    def _planned(self, model: LocalModel) -> LaunchPlan:
+        return plan_launch(
+            self.config,
+            model,
+            api_key=self._key,
+            draft=self._draft,
+            slot_folder=slot_folders.make(self._record_name),
+        )
+
+    def _find_draft(self) -> Drafting:
+        from runtime.store.drafts import AUTO, Drafting, catalogue_draft  # noqa: PLC0415 - as above
+
+        wanted = self.config.draft_model
+        if wanted is None:
+            return Drafting()
+        if wanted == AUTO:
+            return catalogue_draft(self._store, self.config.model)
+        path = self._store.pull(wanted, progress=self._progress).path
+        return Drafting(name=wanted, path=path, why="draft_model was set")
 
     def _replan(self) -> LaunchPlan:
         """Before a restart: what is on disk now, without the network."""
         model = self._store.resolve(self.config.model)
-        plan = plan_launch(self.config, model, api_key=self._key, draft=self._draft)
+        plan = self._planned(model)
         before = self._supervisor.view.plan
         if before is not None and plan.model_identity != before.model_identity:
             note = f"the model file {model.path} is not the one that was started first"

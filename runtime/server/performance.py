@@ -26,17 +26,29 @@ FlashAttention = Literal["auto", "on", "off"]
 SPECULATIONS: Final[Mapping[str, Speculation]] = {
     made.kind: made
     for made in (
-        Speculation(kind="ngram-simple", match_tokens=12, draft_tokens=48),
-        Speculation(kind="ngram-map-k", match_tokens=12, draft_tokens=48),
-        Speculation(kind="ngram-mod", match_tokens=24, draft_tokens=64, draft_min_tokens=48),
+        Speculation(kind="ngram-simple", match_tokens=4, draft_tokens=16),
+        Speculation(kind="ngram-map-k", match_tokens=8, draft_tokens=16),
+        Speculation(kind="ngram-mod", match_tokens=8, draft_tokens=16, draft_min_tokens=2),
     )
 }
-"""The sizes each method is used with."""
+"""The sizes each method is used with.
 
-DEFAULT_SPECULATION: Final = "ngram-simple"
+With the draft a step must stay below 64 tokens: from there on flash attention uses another kernel.
+Matches of llama.cpp's own lengths (12, 24) came too seldom in an agent's answers, and of its drafts
+of 48 and 64 tokens too many were thrown away.
+"""
 
 EXACT_TYPES: Final = frozenset({"Q4_0", "Q4_1", "Q8_0"})
 """Tensor types whose products have the same bits for one token and for several at a time."""
+
+SPLIT_CACHE_TYPES: Final = frozenset({"f32", "f16"})
+"""Types of the cache's keys with which several threads share one token's attention among them.
+
+Past 256 tokens each takes a part of the context, and the sum of the parts has other bits than the
+whole, which is what a token gets that is computed together with others. Other types have neither
+this nor the kernel for 64 tokens and more (``ggml_compute_forward_flash_attn_ext_f16`` in
+``ggml/src/ggml-cpu/ops.cpp``).
+"""
 
 SET: Final = "set"
 
@@ -74,6 +86,7 @@ class Performance:
         ubatch_size: Tokens computed in one step; None for as many as ``batch_size``.
         flash_attn: Flash attention.
         speculation: Speculative decoding by n-grams; None for none.
+        drafts_show: Why answers may be others with drafts than without; None if they are not.
     """
 
     threads: Chosen[int]
@@ -82,10 +95,13 @@ class Performance:
     ubatch_size: Chosen[int | None]
     flash_attn: Chosen[FlashAttention]
     speculation: Chosen[Speculation | None]
+    drafts_show: str | None = None
 
     def public(self) -> dict[str, dict[str, object]]:
         """Each value and its reason, as JSON values."""
-        return asdict(self)
+        values = asdict(self)
+        del values["drafts_show"]
+        return values
 
     def applied(self, config: ServerConfig) -> ServerConfig:
         """The configuration with what was chosen in place of what was left open."""
@@ -119,13 +135,17 @@ def choose_performance(
     """
     chooser = _Chooser(config, profile or Profile())
     threads = chooser.choose("threads", budget.threads, budget.why)
+    flash_attn: Chosen[FlashAttention] = chooser.choose("flash_attn", "auto", "the engine decides")
+    doubt = _no_speculation(engine, on_gpu=on_gpu) or _several_differ(facts)
+    doubt = doubt or _one_differs(config, threads=threads.value, flash_attn=flash_attn.value)
     return Performance(
         threads=threads,
         threads_batch=chooser.choose("threads_batch", threads.value, "as threads"),
         batch_size=chooser.choose("batch_size", None, "default"),
         ubatch_size=chooser.choose("ubatch_size", None, "as batch_size"),
-        flash_attn=chooser.choose("flash_attn", "auto", "the engine decides"),
-        speculation=_speculation(chooser, facts, engine, on_gpu=on_gpu),
+        flash_attn=flash_attn,
+        speculation=_speculation(chooser, doubt),
+        drafts_show=doubt,
     )
 
 
@@ -144,25 +164,25 @@ class _Chooser:
         return Chosen(value=default, why=why)
 
 
-def _speculation(
-    chooser: _Chooser, facts: ModelFacts, engine: EngineKind, *, on_gpu: bool
-) -> Chosen[Speculation | None]:
+def _speculation(chooser: _Chooser, doubt: str | None) -> Chosen[Speculation | None]:
+    """Off until it is asked for or tuning found it to be faster."""
     if chooser.config.draft_model and chooser.config.speculation == "auto":
         return Chosen(value=None, why="a draft model drafts")
-    if engine == "llama-cpp-python":
-        default, why = "off", "llama-cpp-python has none that keeps answers the same"
-    elif on_gpu:
-        default, why = "off", "not measured on a GPU"
-    elif doubt := _why_drafts_may_show(facts):
-        default, why = "off", doubt
-    else:
-        default, why = DEFAULT_SPECULATION, "measured: the same answers, sooner"
-    kind = chooser.choose("speculation", default, why)
+    why = doubt or "default: drafted tokens come without logprobs; the text would be the same"
+    kind = chooser.choose("speculation", "off", why)
+    if doubt and kind.value != "off":
+        return Chosen(value=SPECULATIONS[kind.value], why=f"{kind.why}, although: {doubt}")
     return Chosen(value=SPECULATIONS.get(kind.value), why=kind.why)
 
 
-def _why_drafts_may_show(facts: ModelFacts) -> str | None:
-    """Why the answers may differ when several tokens are computed in a step; None if they do not.
+def _no_speculation(engine: EngineKind, *, on_gpu: bool) -> str | None:
+    if engine == "llama-cpp-python":
+        return "llama-cpp-python has none that keeps answers the same"
+    return "not measured on a GPU" if on_gpu else None
+
+
+def _several_differ(facts: ModelFacts) -> str | None:
+    """Why several tokens in a step may give other answers than one by one; None if they do not.
 
     Only what was compared counts as the same: dense models of tensor types whose products have the
     same bits either way.
@@ -175,4 +195,16 @@ def _why_drafts_may_show(facts: ModelFacts) -> str | None:
     recurrent = any("ssm." in key for key in facts.hyperparameters)
     if facts.experts or facts.sliding_window or recurrent:
         return "not shown to keep answers with experts, sliding windows or recurrent layers"
+    return None
+
+
+def _one_differs(config: ServerConfig, *, threads: int, flash_attn: FlashAttention) -> str | None:
+    """Why a token computed alone may be another than among several; None if it is the same."""
+    if flash_attn == "off":
+        return "without flash attention several tokens at a time give other bits than one"
+    if threads > 1 and config.cache_type_k in SPLIT_CACHE_TYPES:
+        return (
+            f"{threads} threads share a token's attention when it is computed alone, which gives "
+            "other bits than several at a time; threads=1 or cache_type_k='q8_0' would not"
+        )
     return None

@@ -214,6 +214,7 @@ def properties(
     kind: EngineKind,
     engine_file: Path | None,
     embeddings: bool,
+    drafts: bool = False,
 ) -> Properties:
     """Look at the cheap facts, and try out what only trying tells, once for each engine build."""
     props = ask(base_url, "/props", api_key=api_key)
@@ -257,6 +258,7 @@ def properties(
             slots=slots.status == 200,
             metrics=metrics.status == 200,
             thinking=thinking,
+            logprobs=False if drafts else None,
         ),
     )
 

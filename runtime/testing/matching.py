@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from runtime.testing.cassette import Recorded
 
 # Without a say in what is asked: any seed is as good as another to one who did not choose it, and
-# these two tell the engine how to go about it.
-_ASIDE: Final = ("seed", "cache_prompt", "id_slot")
+# the others tell the engine how to go about it, and to say so.
+_ASIDE: Final = ("seed", "cache_prompt", "id_slot", "verbose")
 
 MOST_SHOWN: Final = 6
 _AROUND: Final = 24

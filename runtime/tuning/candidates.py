@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from runtime.server.performance import EXACT_TYPES, SPECULATIONS
+from runtime.server.performance import SPECULATIONS
 from runtime.server.profiles import open_settings
 from runtime.store.memory_plan import DEFAULT_BATCH
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from runtime.hardware import CpuBudget
     from runtime.server.performance import Performance
     from runtime.settings import ServerConfig
-    from runtime.store.gguf import ModelFacts
 
 Changes = Literal["none", "rounding"]
 """What a setting may do to answers: nothing, or round the same numbers otherwise."""
@@ -46,7 +45,6 @@ DEFAULT: Final = Candidate(name="default", dimension="default", settings={})
 
 def candidates(
     config: ServerConfig,
-    facts: ModelFacts,
     engine: EngineKind,
     *,
     budget: CpuBudget,
@@ -60,7 +58,6 @@ def candidates(
 
     Args:
         config: What the user set.
-        facts: The model.
         engine: The engine kind.
         budget: The processors that may be used.
         default: What a launch takes without a profile.
@@ -70,7 +67,7 @@ def candidates(
     left_open = open_settings(config)
     found: list[Candidate] = []
     if "speculation" in left_open and engine != "llama-cpp-python" and not config.draft_model:
-        found += _speculations(facts, default)
+        found += _speculations(default)
     if "threads" in left_open:
         found += _threads(budget, default)
     if "batch_size" in left_open:
@@ -100,9 +97,8 @@ def combined(parts: tuple[Candidate, ...]) -> Candidate:
     )
 
 
-def _speculations(facts: ModelFacts, default: Performance) -> list[Candidate]:
+def _speculations(default: Performance) -> list[Candidate]:
     taken = default.speculation.value
-    exact = set(facts.weights.matrices) <= EXACT_TYPES
     kinds = [kind for kind in SPECULATIONS if taken is None or kind != taken.kind]
     off = [] if taken is None else ["off"]
     return [
@@ -110,7 +106,7 @@ def _speculations(facts: ModelFacts, default: Performance) -> list[Candidate]:
             name="no speculation" if kind == "off" else f"speculation {kind}",
             dimension="speculation",
             settings={"speculation": kind},
-            changes="none" if exact or kind == "off" else "rounding",
+            changes="none" if default.drafts_show is None or kind == "off" else "rounding",
         )
         for kind in (*off, *kinds)
     ]

@@ -110,7 +110,6 @@ def prepare(
         key=key,
         candidates=candidates(
             config,
-            plan.facts,
             plan.choice.engine.kind,
             budget=budget,
             default=plan.performance,

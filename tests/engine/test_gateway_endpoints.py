@@ -156,8 +156,8 @@ def test_a_second_model_is_loaded_when_asked_for_and_kept_as_long_as_was_said(
 # --- pressure -----------------------------------------------------------------------------------
 
 
-def test_a_client_that_goes_away_frees_its_slot_at_once(gateway: Gateway) -> None:
-    """A plain socket, so that nothing but the end of the connection tells of it."""
+def seconds_until_free(gateway: Gateway) -> float:
+    """After a client hangs up: a plain socket, so that nothing but its end tells of that."""
     address = urlsplit(gateway.url)
     body = json.dumps({"messages": HELLO, "max_tokens": 1900, "stream": True, "ignore_eos": True})
     with socket.create_connection((address.hostname or "", address.port or 0)) as connection:
@@ -169,10 +169,14 @@ def test_a_client_that_goes_away_frees_its_slot_at_once(gateway: Gateway) -> Non
         assert running(gateway) == 1
     left_at = time.monotonic()
     wait_until("the slot is free", lambda: running(gateway) == 0, timeout_s=2)
-    assert time.monotonic() - left_at < 0.2 + 0.2  # what it took to look included
+    return time.monotonic() - left_at
+
+
+def test_a_client_that_goes_away_frees_its_slot_within_200_ms(gateway: Gateway) -> None:
+    assert min(seconds_until_free(gateway) for _ in range(3)) < 0.2
     counts = gateway.get("/metrics").body
-    assert 'http_requests_total{path="/v1/chat/completions",status="499"} 1.0' in counts
-    assert 'answers_total{model="tiny-chat",outcome="cancelled"} 1.0' in counts
+    assert 'http_requests_total{path="/v1/chat/completions",status="499"} 3.0' in counts
+    assert 'answers_total{model="tiny-chat",outcome="cancelled"} 3.0' in counts
 
 
 def test_64_clients_on_4_slots_without_an_error(gateway: Gateway) -> None:

@@ -316,21 +316,13 @@ def test_the_command_line_uses_it_unless_it_has_settings(
 # --- the end -----------------------------------------------------------------------------------
 
 
-def test_stop_ends_it_and_a_client_goes_on_by_itself(
-    at_home: House, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The last one: nothing is sent to a port whose gateway is gone."""
-    monkeypatch.setenv("LLAMA_RUNTIME_THREADS", "1")
+def test_stop_ends_it(at_home: House) -> None:
+    """The last one. What becomes of its clients: tests/engine/test_gateway_lost.py."""
     engine = records(at_home.home)[1]["pid"]
-    with LlamaClient(str(tiny_model_path), alias="tiny-chat", use_gateway=True) as client:
-        assert client.describe()["gateway"] is not None or client.server is not None
-        assert llama(at_home.home, "stop", "9" * 9).returncode == 2
-        done = llama(at_home.home, "stop", at_home.port)
-        assert done.returncode == 0, done.stderr
-        assert "Ended" in done.stderr
-        assert is_gone(at_home.pid)
-        assert is_gone(engine)
-        assert llama(at_home.home, "stop", "--all").returncode == 0
-        assert client.chat("Hi", params=LLMChatParams(max_tokens=2)).text
-        assert client.server is not None
-        assert client.describe()["gateway"] is None
+    assert llama(at_home.home, "stop", "9" * 9).returncode == 2
+    done = llama(at_home.home, "stop", at_home.port)
+    assert done.returncode == 0, done.stderr
+    assert "Ended" in done.stderr
+    assert is_gone(at_home.pid)
+    assert is_gone(engine)
+    assert llama(at_home.home, "stop", "--all").returncode == 0

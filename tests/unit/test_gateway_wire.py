@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import uvicorn
 
+from runtime.gateway.http import WRITE_NOW
 from runtime.gateway.rules import Rules
 from runtime.gateway.security import Guard
 from runtime.gateway.wire import TimedProtocol, uvicorn_options
@@ -29,8 +31,29 @@ class Hasty(TimedProtocol):
     patience_s = PATIENCE_S
 
 
+PIECES = [b"one", b"two" * 10, b"three"]
+PLENTY = 64 * 2**20
+
+
 async def _app(scope: Any, receive: Any, send: Any) -> None:
-    if scope["type"] == "http":
+    if scope["type"] != "http":
+        return
+    write_now = scope["extensions"][WRITE_NOW]
+    if scope["path"] == "/stream":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for piece in PIECES:
+            if write_now is None or not write_now(piece):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"end"})
+        assert write_now is None or not write_now(b"beyond the end")
+    elif scope["path"] == "/flood":
+        assert not write_now(b"before the head")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        sent = 0
+        while sent < PLENTY and write_now(b"x" * 2**16):
+            sent += 2**16
+        await send({"type": "http.response.body", "body": b"%d sent" % sent})
+    else:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"fine"})
 
@@ -72,6 +95,31 @@ def head(port: int, *lines: str) -> bytes:
 
 def test_an_answer_comes_back(port: int) -> None:
     assert b"fine" in said(port, head(port, "Connection: close"))
+
+
+def test_pieces_that_are_written_at_once_are_chunks_in_their_order(port: int) -> None:
+    whole = head(port, "Connection: close").replace(b"GET /", b"GET /stream")
+    answer = said(port, whole).partition(b"\r\n\r\n")[2]
+    expected = [b"%x\r\n%b\r\n" % (len(each), each) for each in [*PIECES, b"end", b""]]
+    assert answer == b"".join(expected)
+
+
+def test_http_1_0_gets_them_without_chunks(port: int) -> None:
+    whole = head(port).replace(b"GET /", b"GET /stream").replace(b"HTTP/1.1", b"HTTP/1.0")
+    answer = said(port, whole).partition(b"\r\n\r\n")[2]
+    assert answer == b"".join(PIECES) + b"end"
+
+
+def test_nothing_more_is_written_at_once_to_a_client_that_does_not_read(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        client.sendall(head(port, "Connection: close").replace(b"GET /", b"GET /flood"))
+        time.sleep(0.1)  # it does not read
+        answer = b""
+        while data := client.recv(2**20):
+            answer = (answer + data)[-100:]
+    sent = re.search(rb"(\d+) sent", answer)
+    assert sent is not None
+    assert 0 < int(sent[1]) < PLENTY
 
 
 def test_a_slow_head_is_answered_while_it_comes_in_time(port: int) -> None:

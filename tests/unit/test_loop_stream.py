@@ -5,17 +5,36 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import threading
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runtime.inference.effects import AbortedError, BrokenError, ExpiredError, WireError
+from runtime.contracts import LLMDelta
+from runtime.inference.async_transport import AsyncWire, Performance
+from runtime.inference.effects import (
+    AbortedError,
+    BrokenError,
+    Emit,
+    ExpiredError,
+    HttpRequest,
+    Read,
+    WireError,
+    open_,
+)
 from runtime.inference.loop_stream import LoopStream
+from runtime.inference.queueing import SlotQueue
+from runtime.inference.switchboard import Switchboard
+from tests.conftest import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+
+    from runtime.engines.base import Endpoint
+    from runtime.inference.effects import Flow
 
     Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -225,3 +244,84 @@ def test_who_sends_waits_for_a_server_that_does_not_read() -> None:
             pass
 
     asyncio.run(talk())
+
+
+class CountingLoop(asyncio.SelectorEventLoop):
+    """Counts what is put off to its next turn: each is a turn, and a call to the system."""
+
+    put_off = 0
+
+    def call_soon(self, *args: Any, **options: Any) -> asyncio.Handle:  # type: ignore[override]
+        self.put_off += 1
+        return super().call_soon(*args, **options)
+
+
+class Taking:
+    """A sink that takes everything at once."""
+
+    def __init__(self) -> None:
+        self.texts: list[str | None] = []
+
+    def take(self, pieces: Sequence[LLMDelta]) -> bool:
+        self.texts += [piece.text_delta for piece in pieces]
+        return True
+
+    async def settle(self) -> None:
+        raise AssertionError
+
+    def has(self, count: int) -> bool:
+        return len(self.texts) >= count
+
+
+def cost_of(tokens: int) -> int:
+    """Callbacks that the loop puts off for an answer of so many tokens, each a packet."""
+    loop = CountingLoop()
+    sink = Taking()
+
+    def flow(url: str) -> Flow[str]:
+        request = HttpRequest(base_url=url, path="/", method="GET")
+        yield from open_(request, connect_timeout_s=PATIENCE_S, until=soon())
+        while data := (yield Read(soon())):
+            yield Emit(LLMDelta(text_delta=data.decode()))
+        return "done"
+
+    def serve(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.recv(2**16)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for number in range(tokens):
+                wait_until("the last was taken", partial(sink.has, number))
+                connection.sendall(b"1\r\nx\r\n")
+            connection.sendall(b"0\r\n\r\n")
+
+    async def talk(url: str) -> None:
+        async def begin() -> Flow[str]:
+            return flow(url)
+
+        performance = Performance(
+            begin, locate=_nowhere, board=Switchboard(), wire=AsyncWire(SlotQueue())
+        )
+        async with performance:
+            await performance.deliver(sink)
+        assert performance.result == "done"
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        asyncio.Runner(loop_factory=lambda: loop) as runner,
+    ):
+        thread = threading.Thread(target=serve, args=[listening])
+        thread.start()
+        runner.run(talk(f"http://127.0.0.1:{listening.getsockname()[1]}"))
+        thread.join()
+    assert sink.texts == ["x"] * tokens
+    return loop.put_off
+
+
+async def _nowhere(_: float) -> Endpoint:
+    raise AssertionError
+
+
+def test_a_token_costs_no_turn_of_the_event_loop_but_its_own() -> None:
+    assert cost_of(40) - cost_of(2) <= 4

@@ -79,14 +79,14 @@ def performance(
 
 
 def test_the_user_s_word_counts_before_the_profile_and_the_profile_before_the_default() -> None:
-    tuned = Profile(settings={"threads": 3, "speculation": "off"}, why="tuned")
+    tuned = Profile(settings={"threads": 3, "flash_attn": "on"}, why="tuned")
     alone = performance()
     assert (alone.threads.value, alone.threads.why) == (4, BUDGET.why)
     assert (alone.threads_batch.value, alone.threads_batch.why) == (4, "as threads")
     profiled = performance(profile=tuned)
     assert (profiled.threads.value, profiled.threads.why) == (3, "tuned")
     assert profiled.threads_batch.value == 3
-    assert (profiled.speculation.value, profiled.speculation.why) == (None, "tuned")
+    assert (profiled.flash_attn.value, profiled.flash_attn.why) == ("on", "tuned")
     mine = performance(profile=tuned, threads=1, threads_batch=2, speculation="ngram-mod")
     assert (mine.threads.value, mine.threads.why) == (1, "set")
     assert mine.threads_batch.value == 2
@@ -108,23 +108,54 @@ def test_the_user_s_word_counts_before_the_profile_and_the_profile_before_the_de
         ({"facts": model(weights=EXACT, hyperparameters={"ssm.inner_size": 9})}, "recurrent"),
         ({"draft_model": "/d.gguf"}, "draft model"),
         ({"speculation": "off"}, "set"),
+        ({"threads": 2}, "2 threads share"),
+        ({"threads": 2, "cache_type_k": "f32"}, "2 threads share"),
+        (
+            {
+                "threads": None,
+                "profile": Profile(settings={"threads": 3}),
+            },
+            "3 threads share",
+        ),
+        ({"flash_attn": "off"}, "without flash attention"),
+        (
+            {"profile": Profile(settings={"flash_attn": "off"})},
+            "without flash attention",
+        ),
     ],
 )
 def test_speculation_is_off_where_it_was_not_shown_to_keep_answers(
     changes: dict[str, Any], why: str
 ) -> None:
-    chosen = performance(**changes)
+    given: dict[str, Any] = {"threads": 1}
+    chosen = performance(**(given | changes))
     assert chosen.speculation.value is None
     assert why in chosen.speculation.why
 
 
-def test_speculation_is_on_where_it_was_measured() -> None:
-    chosen = performance()
-    assert chosen.speculation.value is not None
-    assert "measured" in chosen.speculation.why
+def test_tuning_turns_speculation_on_where_it_keeps_answers() -> None:
+    tuned = Profile(settings={"speculation": "ngram-simple"})
+    assert performance(threads=1).speculation.value is None
+    assert "logprobs" in performance(threads=1).speculation.why
+    chosen = performance(threads=1, profile=tuned).speculation
+    assert (chosen.value, chosen.why) == (SPECULATIONS["ngram-simple"], tuned.why)
+    exact = performance(threads=8, cache_type_k="q8_0", profile=tuned)
+    assert exact.speculation.value is not None
+    assert exact.drafts_show is None
+    allowed = performance(threads=8, profile=tuned).speculation
+    assert allowed.value is not None
+    assert allowed.why.startswith("tuned profile, although: 8 threads share")
+    asked_for = performance(threads=8, speculation="ngram-mod").speculation
+    assert asked_for.value == SPECULATIONS["ngram-mod"]
+    assert asked_for.why.startswith("set, although: 8 threads share")
     # An embedding that is not multiplied with does not count.
     apart = replace(EXACT, embedding={"Q6_K": 1}, tied_output=False)
-    assert performance(facts=model(weights=apart)).speculation.value is not None
+    chosen = performance(threads=1, facts=model(weights=apart), profile=tuned).speculation
+    assert chosen.value is not None
+
+
+def test_no_draft_makes_a_step_of_64_tokens() -> None:
+    assert all(made.draft_tokens + 1 < 64 for made in SPECULATIONS.values())
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:

@@ -157,6 +157,7 @@ def conversation(call_id: str) -> dict[str, Any]:
         ({"a": 1, "b": 2}, {"b": 2, "a": 1}, True),
         ({"a": 1, "seed": 1}, {"a": 1, "seed": 2}, True),
         ({"a": 1, "cache_prompt": False}, {"a": 1}, True),
+        ({"a": 1, "id_slot": 2}, {"a": 1, "verbose": True}, True),
         (conversation("x"), conversation("y"), True),
         ({"a": 1}, {"a": 1, "stream": True}, False),
         ({"model": "a"}, {"model": "b"}, False),

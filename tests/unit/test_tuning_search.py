@@ -317,7 +317,6 @@ def _candidates(
     )
     found = candidates(
         config,
-        facts,
         engine,
         budget=_BUDGET,
         default=default,

@@ -1,0 +1,454 @@
+"""Sessions: what the engine has computed of a conversation, kept on disk and brought back.
+
+A restore is proven: the engine answers one token as it did when the state was saved, reusing what
+the state holds, and is then given the state once more, as it was. What the engine computes after
+that is the same, to the last bit, as if nothing had happened in between.
+
+Generators of effects (see :mod:`runtime.inference.effects`); they read and write files, so on an
+event loop their steps are taken in threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import secrets
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from runtime.contracts import LLMMessage, Provenance, ToolCall
+from runtime.errors import (
+    LLMBadResponseError,
+    LLMCapabilityError,
+    LLMInvalidRequestError,
+    ServerStatusError,
+    SessionMismatchError,
+    StorageError,
+)
+from runtime.inference import payload
+from runtime.inference.clock import Clock
+from runtime.inference.counting import ask
+from runtime.inference.effects import locate
+from runtime.inference.exchange import CHAT_PATH
+from runtime.inference.places import Places, Seat, keys_of
+from runtime.inference.queueing import take_place
+from runtime.store.disk import require_room
+from runtime.store.sessions import Proof, SessionHead
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from runtime.engines.base import Endpoint
+    from runtime.inference.clock import Limits
+    from runtime.inference.effects import Flow
+    from runtime.inference.places import Keys
+    from runtime.inference.wishes import Wish
+    from runtime.store.sessions import SessionStore
+
+LEAST_REUSED: Final = 0.95
+"""Share of a proof's prompt that a state has to hold."""
+
+LOGPROB_TOLERANCE: Final = 0.01
+"""How far the proof's token may be off: another number of threads adds up in another order."""
+
+_STEERING: Final = ("grammar", "response_format", "stop", "id_slot", "verbose", "logprobs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionMessage(LLMMessage):
+    """A message of a restored conversation.
+
+    Attributes:
+        tool_calls: The calls that an assistant's message made.
+    """
+
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A conversation whose state is in the engine and on disk.
+
+    Attributes:
+        path: Its file.
+        size_bytes: The file's size.
+        messages: The conversation; what comes next is appended to it.
+        tokens: Tokens whose state it holds.
+        reused: Tokens of the conversation's prompt that the engine found in it.
+        processed: Tokens of that prompt that it had to compute, the last one always.
+        engine_ms: Milliseconds that the engine took to write or read the state.
+        evicted: Names of sessions that were removed to make room for this one.
+    """
+
+    path: Path
+    size_bytes: int
+    messages: tuple[SessionMessage, ...]
+    tokens: int
+    reused: int
+    processed: int
+    engine_ms: float
+    evicted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """What the engine says to a proof."""
+
+    reused: int
+    processed: int
+    token: str
+    logprob: float
+    slot: int | None
+
+    @property
+    def share(self) -> float:
+        # The last token of a prompt is always computed: its outcome is not kept.
+        return self.reused / max(1, self.reused + self.processed - 1)
+
+
+class Keeping:
+    """Saves and restores the conversations of one managed engine."""
+
+    def __init__(
+        self,
+        places: Places,
+        store: SessionStore,
+        limits: Limits,
+        facts: Callable[[], Mapping[str, str]],
+    ) -> None:
+        """Nothing is looked at yet.
+
+        Args:
+            places: Where its conversations are.
+            store: Where sessions are on disk.
+            limits: Deadlines.
+            facts: What the state of its slots depends on.
+        """
+        self._places = places
+        self._store = store
+        self._limits = limits
+        self._facts = facts
+
+    def save(self, name: str | Path, wish: Wish) -> Flow[Session]:
+        """Write down what the engine has computed of a conversation.
+
+        What it has not computed, or has not any more, is computed first.
+
+        Raises:
+            LLMCapabilityError: The engine cannot do that.
+            StorageError: There is no room, or the disk refuses.
+        """
+        self._store.path_of(name)
+        clock = Clock(self._limits)
+        yield from take_place(clock.until("total"))
+        endpoint = yield from locate(clock.left_s)
+        folder = _folder(endpoint)
+        functions = tuple(wish.tools.functions.values()) if wish.tools else ()
+        keys = keys_of(wish.messages, functions)
+        seat = _only(endpoint, keys) or self._places.home(keys, endpoint)
+        with self._held(seat, keys, endpoint) as held:
+            body = yield from self._question(wish, endpoint, held)
+            if held.slot is None:
+                raise _moved()
+            state = folder / f"{secrets.token_hex(8)}.state"
+            try:
+                written = yield from self._act(held.slot, "save", state)
+                proof = yield from self._prove(body, held.slot)
+                if proof.share < LEAST_REUSED:  # it was not there: but now it is
+                    written = yield from self._act(held.slot, "save", state)
+                    proof = yield from self._prove(body, held.slot)
+                if proof.share < LEAST_REUSED:
+                    raise _moved()
+                yield from self._act(held.slot, "restore", state)
+                head = SessionHead(
+                    facts=dict(self._facts()),
+                    saved_at=Provenance.now_iso(),
+                    model=endpoint.model,
+                    tokens=int(written["n_saved"]),
+                    state_bytes=state.stat().st_size,
+                    messages=tuple(dict(each) for each in wish.messages),
+                    functions=functions,
+                    proof=Proof(
+                        body=body, reused=proof.reused, token=proof.token, logprob=proof.logprob
+                    ),
+                )
+                path, evicted = self._store.write(name, head, state)
+            finally:
+                state.unlink(missing_ok=True)
+        return Session(
+            path=path,
+            size_bytes=path.stat().st_size,
+            messages=_messages(head),
+            tokens=head.tokens,
+            reused=proof.reused,
+            processed=proof.processed,
+            engine_ms=_milliseconds(written, "save_ms"),
+            evicted=tuple(evicted),
+        )
+
+    def restore(self, name: str | Path) -> Flow[Session]:
+        """Bring a saved conversation back into the engine, and prove it.
+
+        Raises:
+            SessionNotFoundError: There is none.
+            IntegrityError: The file is damaged; the engine does not get to see it.
+            SessionMismatchError: It is of another model, engine or context, or not what it was.
+            LLMCapabilityError: The engine cannot do that.
+        """
+        head = self._store.head(name)
+        clock = Clock(self._limits)
+        yield from take_place(clock.until("total"))
+        endpoint = yield from locate(clock.left_s)
+        folder = _folder(endpoint)
+        refuse_other(head, self._facts())
+        state = folder / f"{secrets.token_hex(8)}.state"
+        try:
+            self._store.extract(name, state)
+            keys = keys_of(head.messages, head.functions)
+            seat = _only(endpoint, keys) or self._places.claim(keys, endpoint)
+            with self._held(seat, keys, endpoint) as held:
+                slot = seat.slot or 0
+                try:
+                    read = yield from self._act(slot, "restore", state)
+                except LLMInvalidRequestError as exc:
+                    raise _refused(exc) from exc
+                answered = yield from self._prove(head.proof.body, slot)
+                if problem := _unproven(head, read, answered):
+                    self._places.forget(seat)
+                    yield from self._act(slot, "erase", state)
+                    raise problem
+                yield from self._act(slot, "restore", state)
+                held.kept = True
+        finally:
+            state.unlink(missing_ok=True)
+        path = self._store.path_of(name)
+        return Session(
+            path=path,
+            size_bytes=path.stat().st_size,
+            messages=_messages(head),
+            tokens=head.tokens,
+            reused=answered.reused,
+            processed=answered.processed,
+            engine_ms=_milliseconds(read, "restore_ms"),
+        )
+
+    @contextlib.contextmanager
+    def _held(self, seat: Seat | None, keys: Keys, endpoint: Endpoint) -> Iterator[_Held]:
+        """The slot is ours for as long; where it is not known yet, the engine chooses one."""
+        held = _Held(seat.slot if seat else None)
+        unplaced = seat is None
+        taken = seat or Seat(None, endpoint.generation, keys)
+        if unplaced:
+            self._places.disturb()
+        try:
+            yield held
+        except BaseException:
+            if not unplaced and not held.kept:
+                self._places.forget(taken)
+            raise
+        finally:
+            if not (seat is not None and endpoint.slots == 1):
+                self._places.give_back(taken, held.slot if unplaced else None)
+
+    def _question(self, wish: Wish, endpoint: Endpoint, held: _Held) -> Flow[dict[str, Any]]:
+        """The request that proves the state of a conversation, and where that is, if not known.
+
+        An assistant's message at the end is gone on with; templates that do not take that are
+        asked about what comes before it.
+        """
+        trailing = wish.messages[-1]["role"] == "assistant" and len(wish.messages) > 1
+        shorter = replace(wish, messages=wish.messages[:-1])
+        called = trailing and "tool_calls" in wish.messages[-1]
+        tried = [shorter] if called else [wish, shorter] if trailing else [wish]
+        for number, each in enumerate(tried, 1):
+            body = _proof_body(each, endpoint)
+            if held.slot is not None and number == len(tried):
+                return body
+            try:
+                if held.slot is not None:  # only whether the template takes it
+                    yield from self._counted(body)
+                else:
+                    held.slot = (yield from self._prove(body, None)).slot
+            except (LLMInvalidRequestError, ServerStatusError):
+                if number == len(tried):
+                    raise
+            else:
+                return body
+        return body
+
+    def _counted(self, body: Mapping[str, Any]) -> Flow[None]:
+        _, found = yield from ask("/apply-template", body, self._limits)
+        if found is None:
+            raise _incapable("cannot apply its chat template")
+
+    def _prove(self, body: Mapping[str, Any], slot: int | None) -> Flow[_Answered]:
+        where = {"verbose": True} if slot is None else {"id_slot": slot}
+        _, found = yield from ask(CHAT_PATH, {**body, **where}, self._limits)
+        try:
+            assert found is not None  # noqa: S101 - what else is told below
+            timings = found["timings"]
+            piece = found["choices"][0]["logprobs"]["content"][0]
+            return _Answered(
+                int(timings["cache_n"]),
+                int(timings["prompt_n"]),
+                str(piece["token"]),
+                float(piece["logprob"]),
+                found.get("__verbose", {}).get("id_slot") if slot is None else slot,
+            )
+        except (AssertionError, KeyError, IndexError, TypeError, ValueError) as exc:
+            raise LLMBadResponseError("The engine does not say what a proof needs.") from exc
+
+    def _act(self, slot: int, action: str, state: Path) -> Flow[dict[str, Any]]:
+        """Have the engine write, read or clear a slot."""
+        if action == "save":
+            require_room(state.parent, 1 << 20)
+        path = f"/slots/{slot}?action={action}"
+        try:
+            _, found = yield from ask(path, {"filename": state.name}, self._limits)
+        except ServerStatusError as exc:
+            if exc.status == 501:
+                raise _incapable("was started without a place for the state of slots") from exc
+            raise
+        if found is None:
+            raise _incapable("has no way to save the state of a slot")
+        if action == "save" and (
+            not state.is_file() or state.stat().st_size != int(found.get("n_written", -1))
+        ):
+            raise StorageError(
+                f"The engine could not write the state of a slot to {state.parent}.",
+                path=state.parent,
+                hint="Is the disk full?",
+            )
+        return found
+
+
+@dataclass(slots=True)
+class _Held:
+    slot: int | None
+    kept: bool = False
+
+
+def refuse_other(head: SessionHead, here: Mapping[str, str]) -> None:
+    """Compare what a state depends on.
+
+    Raises:
+        SessionMismatchError: Something differs; names it.
+    """
+    names = [*here, *(name for name in head.facts if name not in here)]
+    differences = {
+        name: (head.facts.get(name, "not known"), here.get(name, "not known"))
+        for name in names
+        if head.facts.get(name) != here.get(name)
+    }
+    if differences:
+        told = "; ".join(
+            f"{name}: saved with {_short(there)}, here it is {_short(now)}"
+            for name, (there, now) in differences.items()
+        )
+        raise SessionMismatchError(
+            f"The session is of another {' and '.join(differences)} ({told}).",
+            differences=differences,
+            hint="Start the server as it was, or send the conversation as it is: the engine then "
+            "computes it anew.",
+        )
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= 60 else f"{value[:12]}…"
+
+
+def _unproven(
+    head: SessionHead, read: Mapping[str, Any], answered: _Answered
+) -> SessionMismatchError | None:
+    proof = head.proof
+    facts = {
+        "tokens": (head.tokens, int(read.get("n_restored", -1))),
+        "next token": (proof.token, answered.token),
+    }
+    differences = {
+        name: (str(then), str(now)) for name, (then, now) in facts.items() if then != now
+    }
+    if answered.reused < LEAST_REUSED * proof.reused:
+        differences["tokens reused"] = (str(proof.reused), str(answered.reused))
+    if not math.isclose(proof.logprob, answered.logprob, abs_tol=LOGPROB_TOLERANCE):
+        differences["its logprob"] = (f"{proof.logprob:.4f}", f"{answered.logprob:.4f}")
+    if not differences:
+        return None
+    told = "; ".join(f"{name}: {then} then, {now} now" for name, (then, now) in differences.items())
+    return SessionMismatchError(
+        f"The restored state does not answer as it did when it was saved ({told}).",
+        differences=differences,
+        hint="Send the conversation as it is: the engine then computes it anew.",
+    )
+
+
+def _proof_body(wish: Wish, endpoint: Endpoint) -> dict[str, Any]:
+    short = replace(wish, temperature=0.0, max_tokens=1, schema=None)
+    made, _ = payload.body(short, endpoint, seed=0, stream=False)
+    kept = {name: value for name, value in made.items() if name not in (*_STEERING, "model")}
+    if kept.get("tools"):
+        kept["tool_choice"] = "auto"
+    return {**kept, "logprobs": True, "top_logprobs": 1}
+
+
+def _messages(head: SessionHead) -> tuple[SessionMessage, ...]:
+    return tuple(
+        SessionMessage(
+            role=each["role"],
+            content=each["content"],
+            name=each.get("name"),
+            tool_call_id=each.get("tool_call_id"),
+            tool_calls=tuple(
+                ToolCall(
+                    name=call["function"]["name"],
+                    arguments_json=call["function"]["arguments"],
+                    call_id=call["id"],
+                )
+                for call in each.get("tool_calls", ())
+            ),
+        )
+        for each in head.messages
+    )
+
+
+def _milliseconds(told: Mapping[str, Any], name: str) -> float:
+    return float(told.get("timings", {}).get(name, 0.0))
+
+
+def _only(endpoint: Endpoint, keys: Keys) -> Seat | None:
+    """The one slot of an engine that has no more."""
+    return Seat(0, endpoint.generation, keys) if endpoint.slots == 1 else None
+
+
+def _folder(endpoint: Endpoint) -> Path:
+    if endpoint.kind not in payload.LLAMA_CPP_KINDS:
+        raise LLMCapabilityError(
+            f"The engine {endpoint.kind} cannot save what it has computed of a conversation.",
+            hint="Use engine='xllamacpp' or 'llama-server'.",
+        )
+    if endpoint.slot_folder is None:
+        raise _incapable("was started without a place for the state of slots")
+    return endpoint.slot_folder
+
+
+def _incapable(why: str) -> LLMCapabilityError:
+    return LLMCapabilityError(
+        f"The engine {why}, so sessions cannot be saved or restored.",
+        hint="Sessions need a server that this client starts, of a recent llama.cpp.",
+    )
+
+
+def _refused(exc: LLMInvalidRequestError) -> SessionMismatchError:
+    return SessionMismatchError(
+        f"The engine does not take the saved state: {exc.message}",
+        differences={"state": ("saved", "refused")},
+        hint="Send the conversation as it is: the engine then computes it anew.",
+    )
+
+
+def _moved() -> LLMBadResponseError:
+    return LLMBadResponseError(
+        "Other requests took the conversation's slot while it was being saved.",
+        hint="Save it again, with fewer requests at once.",
+    )

@@ -1,0 +1,171 @@
+"""Are the answers the same with speculation as without, character by character?
+
+Starts two engines, one with ``speculation="off"`` and one with drafts, and asks both the same
+seeded questions: free text, JSON by a schema and tool calls, at temperatures 0 and 0.8, alone and
+four at once, most of them long and repetitive so that drafts are made and accepted. Ends with 1 if
+a text differs, or if no draft was accepted where some should have been.
+
+The batch is small unless said otherwise: with a larger one an engine does not repeat itself beside
+other requests, drafts or not (docs/recovery.md).
+
+    python scripts/identity_check.py --prompts 200 --threads 1
+    python scripts/identity_check.py --prompts 200 --threads 2 --cache-type-k q8_0
+    LLAMA_RUNTIME_ENGINE=llama-server python scripts/identity_check.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from runtime import LlamaClient, LLMMessage, LLMRequest, ServerConfig, ToolSpec
+from runtime.tuning import material
+
+if TYPE_CHECKING:
+    from runtime import LLMResponse
+
+AT_ONCE = 4
+TOOL = ToolSpec(
+    name="get_order",
+    description="Reads an order.",
+    input_schema={
+        "type": "object",
+        "properties": {"order_id": {"type": "string", "maxLength": 12}},
+        "required": ["order_id"],
+        "additionalProperties": False,
+    },
+    output_schema={"type": "object"},
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What a server said to all questions.
+
+    Attributes:
+        texts: The answers, tool calls and ways of ending included, in the order of the questions.
+        drafted: Tokens that were drafted.
+        accepted: Those of them that were right.
+        speculation: What the server's snapshot says of it.
+        wall_s: Seconds for everything.
+    """
+
+    texts: tuple[str, ...]
+    drafted: int
+    accepted: int
+    speculation: object
+    wall_s: float
+
+
+def questions(count: int, tokens: int) -> list[LLMRequest]:
+    """Requests with seeds, each of its own kind; the same ones for the same arguments."""
+    chance = random.Random(count)
+    made = []
+    for number in range(count):
+        record = material.compact([material.order(chance) for _ in range(chance.randint(1, 2))])
+        told, schema, tools = (
+            (f"Repeat this twice, unchanged:\n{record}\n{record}", None, ()),
+            (f"{material.module(chance, 16)}\nRepeat the file unchanged.", None, ()),
+            (f"{material.letter(chance)}\nWhat does it say of the order?", material.INVOICE, ()),
+            (f"Tell a story about {chance.choice(material.TOPICS)}.", None, ()),
+            (f"{record}\nRead the first order again.", None, (TOOL,)),
+        )[number % 5]
+        made.append(
+            LLMRequest(
+                messages=[LLMMessage(role="user", content=told)],
+                temperature=0.8 if number % 2 else 0.0,
+                max_tokens=tokens,
+                response_schema=dict(schema) if schema else None,
+                tools=tools,
+                provider_options={"seed": number + 1, "on_truncation": "keep"},
+            )
+        )
+    return made
+
+
+def answered(config: ServerConfig, asked: list[LLMRequest]) -> Run:
+    """All questions, the first half one after another and the rest four at once."""
+    with LlamaClient(config=config) as client:
+        began = time.monotonic()
+        half = len(asked) // 2
+        said = [client.generate(each) for each in asked[:half]]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            said += pool.map(client.generate, asked[half:])
+        wall_s = time.monotonic() - began
+        assert client.server
+        speculation = client.server.snapshot().performance["speculation"]
+    return Run(
+        texts=tuple(map(whole, said)),
+        drafted=sum(timing(each, "draft_n") for each in said),
+        accepted=sum(timing(each, "draft_n_accepted") for each in said),
+        speculation=speculation,
+        wall_s=wall_s,
+    )
+
+
+def whole(response: LLMResponse) -> str:
+    """Everything of an answer that must not differ."""
+    calls = [(call.name, call.arguments_json) for call in response.tool_calls]
+    return json.dumps([response.text, calls, response.finish_reason, str(response.usage)])
+
+
+def timing(response: LLMResponse, name: str) -> int:
+    """A number from the engine's own timings; 0 where it tells none."""
+    timings: Any = (response.raw or {}).get("timings") or {}
+    return int(timings.get(name, 0))
+
+
+def main() -> int:
+    """Ask, compare, tell."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=None)
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=96, help="Most tokens of an answer.")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cache-type-k", default="f16")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument(
+        "--speculation", default="ngram-mod", help="off: how far the engine repeats itself without."
+    )
+    options = parser.parse_args()
+    settings: dict[str, Any] = {
+        "threads": options.threads,
+        "cache_type_k": options.cache_type_k,
+        "batch_size": options.batch_size,
+        "log_dir": None,
+    }
+    if options.model:
+        settings["model"] = options.model
+    asked = questions(options.prompts, options.tokens)
+    both = [ServerConfig(**settings, speculation=way) for way in ("off", options.speculation)]
+    with ThreadPoolExecutor(2) as pool:
+        plain, drafted = pool.map(lambda config: answered(config, asked), both)
+    differing = [
+        number
+        for number, (one, other) in enumerate(zip(plain.texts, drafted.texts, strict=True))
+        if one != other
+    ]
+    for number in differing[:3]:
+        print(f"{number}: {plain.texts[number]}\n{'':{len(str(number))}}  {drafted.texts[number]}")
+    print(
+        f"speculation: {drafted.speculation}\n"
+        f"{len(differing)} of {len(asked)} answers differ; {drafted.drafted} tokens drafted, "
+        f"{drafted.accepted} accepted; {plain.wall_s:.0f} s without, {drafted.wall_s:.0f} s with"
+    )
+    on: Any = drafted.speculation
+    where = "alone" if all(number < len(asked) // 2 for number in differing) else "at once, too"
+    if differing:
+        print(f"They differ {where}: {differing}")
+    if on["value"] is None:
+        print("Speculation was left out, so that the two runs are of the same kind.")
+    return 1 if differing or (on["value"] is not None and not drafted.accepted) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
