@@ -154,7 +154,11 @@ class ServerConfig(BaseModel):
     flash_attn: Literal["auto", "on", "off"] = Field("auto", description="Flash attention.")
     lora: tuple[str, ...] = Field((), description="LoRA adapters, GGUF files.")
     mmproj: str | None = Field(None, description="Vision projector, a GGUF file.")
-    draft_model: str | None = Field(None, description="Draft model for speculative decoding.")
+    draft_model: str | None = Field(
+        None,
+        description="Draft model for speculative decoding, of the same vocabulary. auto: the "
+        "catalogue's, when it is on this machine and was measured to be faster here.",
+    )
     speculation: SpeculationChoice = Field(
         "auto",
         description="Speculative decoding without a draft model: what the context already holds is "
@@ -220,7 +224,7 @@ class ServerConfig(BaseModel):
                 f"ubatch_size = {self.ubatch_size} is part of batch_size = {self.batch_size}, "
                 "so it cannot be more"
             )
-        if self.draft_model and self.speculation not in {"auto", "off"}:
+        if self.draft_model not in {None, "auto"} and self.speculation not in {"auto", "off"}:
             raise ValueError("draft_model and speculation both draft: only one can")
         return self
 

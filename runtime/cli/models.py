@@ -10,9 +10,10 @@ import click
 
 from runtime.cli import output
 from runtime.cli.options import chosen, server_options
-from runtime.errors import ModelTooLargeError
+from runtime.errors import ConfigError, ModelTooLargeError
 from runtime.settings import ServerConfig
 from runtime.store import ModelStore
+from runtime.store.drafts import draft_of
 from runtime.store.gguf import read_facts
 
 if TYPE_CHECKING:
@@ -87,8 +88,9 @@ def list_(*, as_json: bool) -> None:
 
 @models.command()
 @click.argument("reference")
+@click.option("--with-draft", is_flag=True, help="Also the draft model that goes with it.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def pull(reference: str, *, as_json: bool) -> None:
+def pull(reference: str, *, as_json: bool, with_draft: bool) -> None:
     """Fetch a model, or go on where an earlier fetch stopped.
 
     \b
@@ -97,12 +99,26 @@ def pull(reference: str, *, as_json: bool) -> None:
     """  # noqa: D301 - the character itself keeps click from re-flowing the paragraph
     with output.pull_progress() as progress:
         model = ModelStore().pull(reference, progress=progress)
+    if with_draft:
+        _pull_draft(reference)
     for text in model.notes:
         output.note(text)
     if as_json:
         output.result_json(_facts(model))
     else:
         output.result(str(model.path))
+
+
+def _pull_draft(reference: str) -> None:
+    name = draft_of(reference)
+    if name is None:
+        raise ConfigError(
+            f"The catalogue names no draft model for {reference}.",
+            hint="Pull one of its family, and name it with draft_model.",
+        )
+    with output.pull_progress() as progress:
+        draft = ModelStore().pull(name, progress=progress)
+    output.note(f"its draft model is {draft.path}")
 
 
 @models.command()

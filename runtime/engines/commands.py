@@ -99,6 +99,10 @@ def xllamacpp_command(spec: LaunchSpec, *, python: str, host: Path) -> EngineCom
         params["mmproj.path"] = str(spec.mmproj)
     if spec.draft_model:
         params["speculative.draft.mparams.path"] = str(spec.draft_model)
+        params["speculative.types"] = {"speculative_types": ["draft-simple"]}  # else it lies idle
+        params["speculative.draft.n_gpu_layers"] = spec.gpu_layers
+        params["speculative.draft.cpuparams.n_threads"] = spec.threads
+        params["speculative.draft.cpuparams_batch.n_threads"] = spec.threads_batch or spec.threads
     if spec.speculation:
         params |= _speculation_params(spec.speculation)
     if spec.chat_template is not None:
@@ -266,6 +270,10 @@ def llama_server_command(
         if value != default:
             argv.need(flag, str(value))
     drafts = spec.draft_model is not None
+    if spec.draft_model:
+        argv.hint("--spec-type", "draft-simple")  # newer builds let it lie idle without
+        if spec.gpu_layers >= 0:
+            argv.hint("--spec-draft-ngl", str(spec.gpu_layers))
     if spec.speculation:
         drafts = argv.speculate(spec.speculation) or drafts
     argv.users(spec.extra_args)

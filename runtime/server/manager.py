@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from runtime.server.view import View
     from runtime.settings import ServerConfig
     from runtime.store import PullProgress
+    from runtime.store.drafts import Drafting
     from runtime.store.local import LocalModel
 
 log = logging.getLogger(__name__)
@@ -302,8 +303,7 @@ class ServerManager:
         self._key = self._key or None
         self._store = ModelStore(offline=self._offline)
         model = self._store.pull(self.config.model, progress=self._progress)
-        draft = self.config.draft_model
-        self._draft = self._store.pull(draft, progress=self._progress).path if draft else None
+        self._draft = self._find_draft()
         return self._planned(model)
 
     def _planned(self, model: LocalModel) -> LaunchPlan:
@@ -314,6 +314,17 @@ class ServerManager:
             draft=self._draft,
             slot_folder=slot_folders.make(self._record_name),
         )
+
+    def _find_draft(self) -> Drafting:
+        from runtime.store.drafts import AUTO, Drafting, catalogue_draft  # noqa: PLC0415 - as above
+
+        wanted = self.config.draft_model
+        if wanted is None:
+            return Drafting()
+        if wanted == AUTO:
+            return catalogue_draft(self._store, self.config.model)
+        path = self._store.pull(wanted, progress=self._progress).path
+        return Drafting(name=wanted, path=path, why="draft_model was set")
 
     def _replan(self) -> LaunchPlan:
         """Before a restart: what is on disk now, without the network."""

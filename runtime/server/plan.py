@@ -21,9 +21,11 @@ from runtime.server.performance import Profile, choose_performance
 from runtime.server.ports import unusable
 from runtime.server.profiles import applicable, look_up
 from runtime.settings import directories, private_folder
+from runtime.store.drafts import AUTO, Drafting
 from runtime.store.gguf import read_facts
 from runtime.store.memory_plan import DEFAULT_BATCH
 from runtime.store.sizing import size_launch
+from runtime.store.vocabulary import check_pair
 
 if TYPE_CHECKING:
     from runtime.engines.base import EngineCommand
@@ -52,6 +54,7 @@ class LaunchPlan:
         context_why: Why the context has this size.
         performance: What decides the speed, each value with its reason.
         tuned: The profile that settings left open were taken from, or None.
+        drafting: The draft model, or why there is none.
         model_identity: Changes when the model's files are replaced or written to.
         notes: What is not as one might expect.
         log_path: Where the engine's output goes; None when no file can be written.
@@ -67,6 +70,7 @@ class LaunchPlan:
     context_why: str
     performance: Performance
     tuned: KeptProfile | None
+    drafting: Drafting
     model_identity: tuple[str, ...]
     notes: tuple[str, ...]
     log_path: Path | None
@@ -119,7 +123,7 @@ def plan_launch(
     model: LocalModel,
     *,
     api_key: str | None,
-    draft: Path | None = None,
+    draft: Drafting | None = None,
     slot_folder: Path | None = None,
 ) -> LaunchPlan:
     """Decide everything about a launch.
@@ -138,6 +142,9 @@ def plan_launch(
         EngineNotInstalledError: There is no engine to start.
         LLMCapabilityError: A GPU is demanded and none can be used.
     """
+    automatic = config.draft_model == AUTO
+    if automatic:
+        config = config.model_copy(update={"draft_model": None})
     gpu_asked_for(config)  # refuses what contradicts itself before anything is looked at
     facts = read_facts(model.path)
     gpu_present = config.device != "cpu" and gpu_hint()
@@ -146,6 +153,12 @@ def plan_launch(
     budget = cpu_budget()
     found = look_up(config, model, choice.info, budget=budget, gpu_layers=placement.gpu_layers)
     tuned, tuned_notes = found.profile, (found.note,) if found.note else ()
+    drafting = draft or Drafting()
+    if automatic:
+        drafting = _measured(drafting, tuned, config)
+    if drafting.path is not None:
+        check_pair(model.path, drafting.path)
+        config = config.model_copy(update={"draft_model": drafting.name})
     lora = tuple(_file(path, "lora") for path in config.lora)
     mmproj = _file(config.mmproj, "mmproj") if config.mmproj else model.mmproj
 
@@ -164,7 +177,7 @@ def plan_launch(
             gpu_layers=placement.gpu_layers,
             parallel=1 if choice.engine.kind == "llama-cpp-python" else None,
             projector=mmproj,
-            draft=draft,
+            draft=drafting.path,
             lora=lora,
         )
 
@@ -197,7 +210,7 @@ def plan_launch(
         flash_attn=performance.flash_attn.value,
         lora=lora,
         mmproj=mmproj,
-        draft_model=draft,
+        draft_model=drafting.path,
         chat_template=config.chat_template,
         physical_batch=request.batch if request.batch != DEFAULT_BATCH or logical else None,
         logical_batch=logical,
@@ -221,10 +234,21 @@ def plan_launch(
         context_why=sizes.why,
         performance=performance,
         tuned=tuned,
+        drafting=drafting,
         model_identity=tuple(map(file_identity, model.files)),
         notes=(*model.notes, *command.notes, *sizes.plan.uncertain, *tuned_notes, *log_notes),
         log_path=log_path,
     )
+
+
+def _measured(drafting: Drafting, tuned: KeptProfile | None, config: ServerConfig) -> Drafting:
+    """The catalogue's draft model, if a tuning on this machine chose it."""
+    if drafting.path is not None and config.speculation not in {"auto", "off"}:
+        return replace(drafting, path=None, why=f"off: speculation={config.speculation} was set")
+    if drafting.path is None or (tuned and tuned.settings.get("draft_model") == drafting.name):
+        return drafting
+    why = f"off: no measurement on this machine shows a gain with {drafting.name}"
+    return replace(drafting, path=None, why=why)
 
 
 def _as_profile(kept: KeptProfile | None, config: ServerConfig) -> Profile | None:

@@ -55,6 +55,8 @@ class ServerSnapshot:
         threads: ``requested``, ``actual``, ``why``.
         performance: What decides the speed, by setting: ``value`` and ``why`` (``set``, a tuned
             profile, or what the default rests on).
+        draft: The draft model: ``requested``, ``model``, ``path``, ``why`` it is used or not;
+            ``drafted`` and ``accepted`` tokens since the engine started, n-gram drafts included.
         tuned: The profile that ``llama-runtime tune`` found and that is used: ``at``, ``settings``,
             ``summary``; None without one.
         device: ``requested``, ``actual``, ``gpu_layers`` (``offloaded``, ``total``), ``why``,
@@ -98,6 +100,7 @@ class ServerSnapshot:
     slots: Mapping[str, object]
     threads: Mapping[str, object]
     performance: Mapping[str, object]
+    draft: Mapping[str, object]
     tuned: Mapping[str, object] | None
     device: Mapping[str, object]
     memory: Mapping[str, object]
@@ -181,6 +184,14 @@ def take_snapshot(config: ServerConfig, view: View, *, poll_interval_s: float) -
             "why": plan.performance.threads.why if plan else None,
         },
         performance=plan.performance.public() if plan else {},
+        draft={
+            "requested": config.draft_model,
+            "model": plan.drafting.name if plan else None,
+            "path": str(plan.drafting.path) if plan and plan.drafting.path else None,
+            "why": plan.drafting.why if plan else None,
+            "drafted": _whole(live.counters.get("spec_decode_num_draft_tokens_total")),
+            "accepted": _whole(live.counters.get("spec_decode_num_accepted_tokens_total")),
+        },
         tuned=_tuned(plan),
         device=_device(view),
         memory={

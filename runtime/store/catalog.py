@@ -58,6 +58,7 @@ class CatalogEntry:
         description: One sentence.
         homepage: Where its authors describe it.
         sampling: What its authors recommend, or None.
+        draft: A smaller entry of the same vocabulary, to draft for this one.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -77,6 +78,7 @@ class CatalogEntry:
     description: str = ""
     homepage: str = ""
     sampling: Sampling | None = None
+    draft: _Name | None = None
 
     @property
     def source_refs(self) -> tuple[ModelRef, ...]:
@@ -121,6 +123,10 @@ def read_catalog(folder: Path | None = None) -> Mapping[str, CatalogEntry]:
     entries = [read_entry(path) for path in sorted(folder.glob("*.toml"))]
     if not entries:
         raise ConfigError(f"There is no catalogue in {folder}.", hint="Install the package again.")
+    names = {entry.name for entry in entries}
+    for entry in entries:
+        if entry.draft is not None and entry.draft not in names:
+            raise ConfigError(f"{entry.name} names the draft model {entry.draft}: there is none.")
     return {entry.name: entry for entry in sorted(entries, key=lambda e: (e.size_bytes, e.name))}
 
 

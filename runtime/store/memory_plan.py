@@ -259,7 +259,7 @@ def _one_engine(request: PlanRequest) -> MemoryPlan:
             _PROCESS_BYTES + facts.vocab_size * _TOKEN_BYTES + facts.merges * _MERGE_BYTES
         ),
         standby=Split(),
-        file_pages_bytes=file_pages,
+        file_pages_bytes=file_pages + (draft.file_pages_bytes if draft else 0),
         mapped_bytes=max(0, on_file - file_pages) + (draft.mapped_bytes if draft else 0),
         checkpoint_bytes=cache.checkpoint_bytes,
         uncertain=tuple(doubts),

@@ -148,7 +148,8 @@ class ModelStore:
 
         model = self.resolve(reference)
         config = config or ServerConfig()
-        draft = self.resolve(config.draft_model).path if config.draft_model else None
+        named = config.draft_model if config.draft_model != "auto" else None
+        draft = self.resolve(named).path if named else None
         facts = read_facts(model.path)
         return size_launch(config, facts, projector=model.mmproj, draft=draft).plan
 
