@@ -9,7 +9,7 @@ import anyio
 
 from runtime.client._core import ClientCore
 from runtime.client._stream import DELTAS, EVENTS, THINKING, AsyncAnswerStream, async_pieces
-from runtime.inference import embeddings, structured
+from runtime.inference import embeddings, structured, wishes
 from runtime.inference.async_transport import AsyncWire, Performance, Threads, locate
 from runtime.inference.failures import client_closed
 
@@ -87,7 +87,8 @@ class AsyncLlamaClient(ClientCore):
         params: LLMChatParams | None = None,
     ) -> LLMResponse:
         """Answer a conversation; see :meth:`runtime.LlamaClient.chat`."""
-        return await self._answer(self._chat_wish(messages, model, params))
+        read = partial(self._chat_wish, messages, model, params)
+        return await self._answer(read, aside=wishes.takes_long(params))
 
     def stream_chat(
         self,
@@ -98,17 +99,21 @@ class AsyncLlamaClient(ClientCore):
     ) -> AsyncAnswerStream[LLMStreamEvent]:
         """Answer piece by piece; see :meth:`runtime.LlamaClient.stream_chat`.
 
-        Not to be awaited: what it returns is iterated over with ``async for``.
+        Not to be awaited: what it returns is iterated over with ``async for``. A request with a
+        schema or tools is checked, off the event loop, when the first piece is asked for.
         """
-        return self._stream(self._chat_wish(messages, model, params), EVENTS)
+        read = partial(self._chat_wish, messages, model, params)
+        return self._stream(read, EVENTS, aside=wishes.takes_long(params))
 
     async def generate(self, request: LLMRequest) -> LLMResponse:
         """Answer a whole request; see :meth:`runtime.LlamaClient.generate`."""
-        return await self._answer(self._request_wish(request))
+        read = partial(self._request_wish, request)
+        return await self._answer(read, aside=wishes.takes_long(request))
 
     def stream(self, request: LLMRequest) -> AsyncAnswerStream[LLMDelta]:
         """Answer a whole request piece by piece; see :meth:`stream_chat`."""
-        return self._stream(self._request_wish(request), DELTAS)
+        read = partial(self._request_wish, request)
+        return self._stream(read, DELTAS, aside=wishes.takes_long(request))
 
     async def close(self) -> None:
         """End what runs, and the server that was started here; safe to call twice."""
@@ -187,7 +192,8 @@ class AsyncLlamaClient(ClientCore):
         params: LLMChatParams | None = None,
     ) -> AsyncAnswerStream[LLMStreamEvent]:
         """Answer piece by piece; see :meth:`runtime.LlamaClient.stream_thinking`."""
-        return self._stream(self._chat_wish(messages, model, params), THINKING)
+        read = partial(self._chat_wish, messages, model, params)
+        return self._stream(read, THINKING, aside=wishes.takes_long(params))
 
     async def healthcheck(self) -> BackendStatus:
         """Whether a request sent now would be served; never raises."""
@@ -241,14 +247,23 @@ class AsyncLlamaClient(ClientCore):
 
     # --- parts --------------------------------------------------------------------------------
 
-    async def _answer(self, wish: Wish) -> LLMResponse:
+    async def _answer(self, read: Callable[[], Wish], *, aside: bool) -> LLMResponse:
+        wish = await self._threads.run(read) if aside else read()
         wanted = await self._prepared(wish, emit=False)
-        return await self._run(self._source, wanted, threads=self._threads_for(wish))
+        return await self._run(self._source, wanted, threads=self._threads if aside else None)
 
-    def _stream(self, wish: Wish, form: Form[T]) -> AsyncAnswerStream[T]:
+    def _stream(
+        self, read: Callable[[], Wish], form: Form[T], *, aside: bool
+    ) -> AsyncAnswerStream[T]:
+        wish = None if aside else read()  # what cannot be right is refused here and now
+
+        async def begin() -> Flow[LLMResponse]:
+            known = await self._threads.run(read) if wish is None else wish
+            return await self._prepared(known, emit=True)
+
         wire = AsyncWire(self._source.queue)
-        begin = partial(self._prepared, wish, emit=True)
-        performance = self._performance(self._source, begin, wire, self._threads_for(wish))
+        threads = self._threads if aside else None
+        performance = self._performance(self._source, begin, wire, threads)
         return AsyncAnswerStream(async_pieces(performance, form), wire)
 
     async def _prepared(self, wish: Wish, *, emit: bool) -> Flow[LLMResponse]:
@@ -282,9 +297,6 @@ class AsyncLlamaClient(ClientCore):
     ) -> Performance[T]:
         find = partial(locate, source)
         return Performance(begin, locate=find, board=self._board, wire=wire, threads=threads)
-
-    def _threads_for(self, wish: Wish) -> Threads | None:
-        return self._threads if wish.schema is not None or wish.tools else None
 
     async def _started(self, source: EndpointSource) -> None:
         if self._closed:

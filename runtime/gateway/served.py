@@ -90,7 +90,8 @@ class ServedModel(AsyncLlamaClient):
             return self._conversation(wish, None, emit=emit)
 
         wire = AsyncWire(self._source.queue)
-        return self._performance(self._source, begin, wire, self._threads_for(wish))
+        threads = self._threads if wish.schema is not None or wish.tools else None
+        return self._performance(self._source, begin, wire, threads)
 
 
 class ServedLoader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import inspect
 import re
@@ -27,6 +28,7 @@ from runtime import (
     LLMBadResponseError,
     LLMChatParams,
     LLMDelta,
+    LLMError,
     LLMInvalidRequestError,
     LLMMessage,
     LLMRequest,
@@ -419,3 +421,42 @@ def test_one_client_may_be_used_by_one_loop_after_another(server: FakeServer) ->
     for _ in range(2):
         assert asyncio.run(client.chat("hi")).text == "I'm glad"
     asyncio.run(client.close())
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_large_schema_does_not_hold_up_the_loop(
+    client: AsyncLlamaClient, server: FakeServer, stream: bool
+) -> None:
+    """Checking it takes more than 0.1 s. A busy machine may hold up the loop, too: best of five."""
+    longest: list[float] = []
+    for number in range(5):
+        fields: dict[str, object] = {
+            f"field_{number}_{n}": {"type": "string", "pattern": "^[a-z]{1,9}$", "title": "x" * 150}
+            for n in range(1500)
+        }
+        params = LLMChatParams(response_schema={"type": "object", "properties": fields})
+        asked = len(server.requests)
+        gap_s = 0.0
+
+        async def ask(params: LLMChatParams = params) -> None:
+            with contextlib.suppress(LLMError):  # the fake knows nothing of schemas
+                if stream:
+                    async for _ in client.stream_chat("hi", params=params):
+                        pass
+                else:
+                    await client.chat("hi", params=params)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            looked_at = time.monotonic()
+            while len(server.requests) == asked:
+                await anyio.sleep(0.001)
+                gap_s = max(gap_s, time.monotonic() - looked_at)
+                looked_at = time.monotonic()
+            tasks.cancel_scope.cancel()
+        longest.append(gap_s)
+        if gap_s < 0.05:
+            return
+    pytest.fail(f"the loop stood still for {longest} s")
