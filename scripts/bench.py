@@ -19,12 +19,13 @@ import signal
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import bench_plot
 import bench_report
-from bench_competitors import competitors
+from bench_competitors import Competitor, competitors, ours, what_we_are
 from bench_overhead import overheads
 from bench_report import OURS, Overhead, Recording, Sample
 from bench_rounds import Bench, say
@@ -35,6 +36,8 @@ from runtime.settings import ENV_PREFIX
 from runtime.tuning.workloads import TITLES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from bench_rounds import Plan
 
 PLAN: Final[Plan] = (
@@ -93,8 +96,22 @@ def command(options: argparse.Namespace) -> str:
         words.append(f"--model {named.name if named.exists() else options.model}")
     words += [f"--threads {options.threads}"] if options.threads else []
     words += [f"--engine {options.engine}"] if options.engine else []
+    words += [f"--also {each}" for each in options.also or ()]
     words += ["--llama-cpp-python PYTHON"] if options.llama_cpp_python else []
     return " ".join(words)
+
+
+def variant(settings: Mapping[str, Any], word: str) -> Competitor:
+    """Our client with one setting other than the default.
+
+    Raises:
+        LLMError: There is no such setting, or it cannot have that value.
+    """
+    name, equals, value = word.partition("=")
+    if not equals:
+        raise LLMError(f"--also takes NAME=VALUE, and {word!r} is none.")
+    config = ServerConfig(**{**settings, name: value})
+    return Competitor(f"{OURS}, {word}", what_we_are(config), partial(ours, config))
 
 
 def measured(options: argparse.Namespace) -> Recording:
@@ -121,8 +138,9 @@ def measured(options: argparse.Namespace) -> Recording:
         rivals = competitors(
             found.path, config, engine_path=engine_path, python=options.llama_cpp_python
         )
+        rivals[1:1] = also = [variant(settings, word) for word in options.also or ()]
         if options.only:
-            rivals = [each for each in rivals if each.name in {OURS, *options.only}]
+            rivals = [each for each in rivals if each in also or each.name in {OURS, *options.only}]
         plan = QUICK if options.quick else PLAN
         size = found.path.stat().st_size
         recording = Recording(
@@ -157,6 +175,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter workloads")
     parser.add_argument("--scale", type=float, help="length of the workloads, up to 1")
     parser.add_argument("--only", action="append", help="a competitor beside us; may be repeated")
+    parser.add_argument(
+        "--also", action="append", metavar="NAME=VALUE", help="our client with this setting as well"
+    )
     parser.add_argument(
         "--llama-cpp-python", metavar="PYTHON", help="a Python that has llama-cpp-python"
     )

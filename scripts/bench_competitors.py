@@ -184,7 +184,7 @@ def competitors(
         python: A Python that has llama-cpp-python; None for this one.
     """
     found = [
-        Competitor("llama-runtime", _what_we_are(config), lambda: ours(config)),
+        Competitor("llama-runtime", what_we_are(config), lambda: ours(config)),
         *_xllamacpp(model, config.threads),
         *_native(model, config.threads, engine_path),
         *_llama_cpp_python(model, config.threads, python or sys.executable),
@@ -195,7 +195,8 @@ def competitors(
     return found
 
 
-def _what_we_are(config: ServerConfig) -> str:
+def what_we_are(config: ServerConfig) -> str:
+    """Our version, and what is not the default."""
     set_here = sorted(config.model_fields_set - {"model", "engine_path"})
     told = ", ".join(f"{name}={getattr(config, name)}" for name in set_here)
     return f"`LlamaClient` {_version('llama-runtime')}, " + (told or "default settings")

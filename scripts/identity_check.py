@@ -5,6 +5,9 @@ seeded questions: free text, JSON by a schema and tool calls, at temperatures 0 
 four at once, most of them long and repetitive so that drafts are made and accepted. Ends with 1 if
 a text differs, or if no draft was accepted where some should have been.
 
+The batch is small unless said otherwise: with a larger one an engine does not repeat itself beside
+other requests, drafts or not (docs/recovery.md).
+
     python scripts/identity_check.py --prompts 200 --threads 1
     python scripts/identity_check.py --prompts 200 --threads 2 --cache-type-k q8_0
     LLAMA_RUNTIME_ENGINE=llama-server python scripts/identity_check.py
@@ -126,11 +129,15 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=96, help="Most tokens of an answer.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache-type-k", default="f16")
-    parser.add_argument("--speculation", default="ngram-mod")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument(
+        "--speculation", default="ngram-mod", help="off: how far the engine repeats itself without."
+    )
     options = parser.parse_args()
     settings: dict[str, Any] = {
         "threads": options.threads,
         "cache_type_k": options.cache_type_k,
+        "batch_size": options.batch_size,
         "log_dir": None,
     }
     if options.model:
@@ -152,6 +159,9 @@ def main() -> int:
         f"{drafted.accepted} accepted; {plain.wall_s:.0f} s without, {drafted.wall_s:.0f} s with"
     )
     on: Any = drafted.speculation
+    where = "alone" if all(number < len(asked) // 2 for number in differing) else "at once, too"
+    if differing:
+        print(f"They differ {where}: {differing}")
     if on["value"] is None:
         print("Speculation was left out, so that the two runs are of the same kind.")
     return 1 if differing or (on["value"] is not None and not drafted.accepted) else 0

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from runtime.server.profiles import KeptProfile
     from runtime.store.local import LocalModel
-    from runtime.tuning.search import Outcome, Progress
+    from runtime.tuning.contest import Outcome, Progress
     from runtime.tuning.tuner import Tuning
 
 MINUTES: Final = 4.0

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from runtime.server.profiles import KeptProfile
-    from runtime.tuning.search import Progress, Standing
+    from runtime.tuning.contest import Progress, Standing
 
 _WORDS: Final = {
     "waiting": "waits",

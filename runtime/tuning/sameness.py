@@ -66,7 +66,7 @@ def fingerprint(endpoint: Endpoint, reference: Fingerprint | None = None) -> Fin
         if reference is not None and difference(reference, so_far):
             break
         asked: dict[str, object] = {
-            "prompt": _prompt(endpoint, length),
+            "prompt": _prompt(endpoint, length, longest),
             "temperature": 0,
             "seed": 1,
         }
@@ -103,11 +103,11 @@ def difference(default: Fingerprint, other: Fingerprint) -> str | None:
     return None
 
 
-def _prompt(endpoint: Endpoint, length: int) -> object:
-    """A prompt of so many tokens, as nearly as the engine allows."""
+def _prompt(endpoint: Endpoint, length: int, longest: int) -> object:
+    """A prompt of so many tokens, or about as many, but no more than the longest."""
     text = harbour_log(random.Random(length), 2 + length // 20)  # noqa: S311 - not a secret
     if endpoint.kind == "llama-cpp-python":
-        return text[: 3 * length]
+        return text[: min(3 * length, longest)]  # a token has a character at least
     tokens = _ask(endpoint, "/tokenize", {"content": text, "add_special": True})["tokens"]
     return tokens[:length]
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
 from runtime.errors import LLMError
 from runtime.tuning.candidates import DEFAULT, combined
 from runtime.tuning.choosing import (
-    MIN_GAIN,
     Estimate,
     Verdict,
     decided,
@@ -29,12 +28,14 @@ from runtime.tuning.choosing import (
     simplest_of_the_best,
     survivors,
 )
+from runtime.tuning.contest import Outcome, Progress, Standing, summary
 from runtime.tuning.sameness import difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from runtime.tuning.candidates import Candidate
+    from runtime.tuning.contest import Arena, Measured, Stage
     from runtime.tuning.sameness import Fingerprint
 
 ROUNDS_IN_BUDGET: Final = 45
@@ -43,109 +44,10 @@ ROUNDS_IN_BUDGET: Final = 45
 _PROVING_SHARE: Final = 0.4
 _SCREENING_SHARE: Final = 0.55
 _SCREENING_ROUNDS: Final = 6
+_LEAST_ROUNDS: Final = 2
+"""One round alone tells more about the moment than about the candidates."""
+
 _MOST_ROUNDS: Final = 40
-
-Stage = Literal["comparing answers", "screening", "deciding", "done"]
-State = Literal["waiting", "in", "refused", "out", "final", "taken"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """One round of one candidate.
-
-    Attributes:
-        seconds: For each workload, seconds for a token of its answers, prompts and all.
-        texts: For each workload whose answers must be the same, what was answered.
-    """
-
-    seconds: Mapping[str, float]
-    texts: Mapping[str, object] = field(default_factory=dict)
-
-
-class Arena(Protocol):
-    """Where candidates are tried."""
-
-    def calibrate(self, round_s: float) -> float:
-        """Have the default take about ``round_s`` for a round from now on; returns what it took.
-
-        Raises:
-            LLMError: The default does not work.
-        """
-        ...
-
-    def fingerprint(
-        self, candidate: Candidate, reference: Fingerprint | None = None
-    ) -> Fingerprint:
-        """What the candidate answers, up to where that differs from the reference.
-
-        Raises:
-            LLMError: It cannot be started, or gives no answer.
-        """
-        ...
-
-    def measure(self, candidate: Candidate, number: int) -> Measured:
-        """The work of round ``number``.
-
-        Raises:
-            LLMError: It failed.
-        """
-        ...
-
-    def drop(self, candidate: Candidate) -> None:
-        """It is not needed any longer."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """How a candidate stands.
-
-    Attributes:
-        candidate: Which one.
-        state: ``refused`` for other answers or a failure, ``out`` for being slower, ``final`` for
-            those that were measured to the end.
-        gain: Its speed against the default's: 0.1 is 10 % more in the same time.
-        rounds: Rounds it rests on.
-        note: Why it is where it is.
-    """
-
-    candidate: Candidate
-    state: State = "waiting"
-    gain: float | None = None
-    rounds: int = 0
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """One moment of a search."""
-
-    stage: Stage
-    elapsed_s: float
-    budget_s: float
-    at: str
-    standings: tuple[Standing, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a search came to.
-
-    Attributes:
-        taken: What is used from now on; the default when nothing better was found.
-        summary: What was found and how sure that is, one sentence.
-        standings: Everything that was tried.
-        estimates: Of what was measured to the end: the gain over the default and its interval.
-        by_workload: The same candidates' gains for each workload alone, medians.
-        elapsed_s: How long it took.
-    """
-
-    taken: Candidate
-    summary: str
-    standings: tuple[Standing, ...]
-    estimates: Mapping[str, Estimate]
-    by_workload: Mapping[str, Mapping[str, float]]
-    elapsed_s: float
 
 
 def search(
@@ -245,12 +147,19 @@ class _Search:
     def _screen(self, alive: list[Candidate]) -> dict[str, list[float]]:
         """A few rounds of all, of which the better go on; the gains of those that are left."""
         self.stage = "screening"
+        until_s = max(
+            _SCREENING_SHARE * self.budget_s,
+            self.budget_s - rounds_needed() * 3 * self.round_s,
+        )
+        room = int((until_s - self._elapsed()) / (_LEAST_ROUNDS * self.round_s)) - 1
+        for each in alive[max(1, room) :]:
+            self._set(each, state="out", note="not tried: the time was short")
+            self.arena.drop(each)
+        alive = alive[: max(1, room)]
         gains: dict[str, list[float]] = {each.name: [] for each in alive}
-        final_s = rounds_needed() * 2 * self.round_s
         for turn in range(_SCREENING_ROUNDS):
             next_s = (1 + len(alive)) * self.round_s
-            most_s = min(_SCREENING_SHARE * self.budget_s, self.budget_s - final_s)
-            if not alive or (turn and self._elapsed() + next_s > most_s):
+            if not alive or (turn >= _LEAST_ROUNDS and self._elapsed() + next_s > until_s):
                 break
             for name, gain in self._gains(self._round(alive)).items():
                 gains[name].append(gain)
@@ -302,20 +211,20 @@ class _Search:
     def _finalists(
         self, screened: dict[str, list[float]], kept: Candidate | None
     ) -> list[Candidate]:
-        """The best of each dimension together, or else the best there is; and what was kept."""
+        """The best of each dimension together, and the best alone; and what was kept."""
         dimensions: dict[str, dict[str, list[float]]] = {}
         for name, gains in screened.items():
             dimension = self.standings[name].candidate.dimension
-            dimensions.setdefault(dimension, {})[name] = gains
+            if min(gains) > 0:  # it has never yet been slower
+                dimensions.setdefault(dimension, {})[name] = gains
         best = [simplest_of_the_best(each) for each in dimensions.values()]
         parts = tuple(self.standings[name].candidate for name in best if name is not None)
         finalists: list[Candidate] = []
         if parts:
-            together = combined(parts)
-            if len(parts) == 1 or self._joins(together):
-                finalists = [together]
-            else:
-                finalists = [max(parts, key=lambda p: statistics.median(screened[p.name]))]
+            alone = max(parts, key=lambda part: statistics.median(screened[part.name]))
+            finalists = [alone]
+            if len(parts) > 1 and self._joins(together := combined(parts)):
+                finalists = [together, alone]
         elif screened:
             nearest = max(screened, key=lambda name: statistics.median(screened[name]))
             finalists = [self.standings[nearest].candidate]
@@ -385,7 +294,7 @@ class _Search:
         self._tell(taken.name)
         return Outcome(
             taken=taken,
-            summary=_summary(taken, estimates, self.standings),
+            summary=summary(taken, estimates, self.standings),
             standings=tuple(self.standings.values()),
             estimates=estimates,
             by_workload={
@@ -450,43 +359,3 @@ class _Search:
                 standings=tuple(self.standings.values()),
             )
         )
-
-
-def _summary(
-    taken: Candidate, estimates: Mapping[str, Estimate], standings: Mapping[str, Standing]
-) -> str:
-    if taken is not DEFAULT:
-        found = estimates[taken.name]
-        if judge(found) is Verdict.FASTER:
-            return f"{taken.name}: {_percent(found.gain)} faster than the defaults, {_sure(found)}"
-        return f"{taken.name}, as before: nothing says otherwise ({_told(found)})"
-    if not estimates:
-        refused = sum(each.state == "refused" for each in standings.values())
-        return f"the defaults: all else is slower or, {refused} of {len(standings)}, was refused"
-    name, best = max(estimates.items(), key=lambda pair: pair[1].gain)
-    if judge(best) is Verdict.OPEN:
-        return (
-            f"the defaults: no certain difference within the time ({name}: {_told(best)}); "
-            "more minutes would tell"
-        )
-    return (
-        f"the defaults: nothing else is {_percent(MIN_GAIN)} faster (the next is {name}: "
-        f"{_told(best)})"
-    )
-
-
-def _told(found: Estimate) -> str:
-    if found.rounds < rounds_needed(found.confidence):
-        return f"{found.gain:+.0%}, of {found.rounds} rounds only"
-    return f"{found.gain:+.0%}, {_sure(found)}"
-
-
-def _sure(found: Estimate) -> str:
-    return (
-        f"{found.confidence:.0%} sure of {found.low:+.0%} to {found.high:+.0%} after "
-        f"{found.rounds} rounds"
-    )
-
-
-def _percent(gain: float) -> str:
-    return f"{gain:.0%}"

@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
 from runtime.client.sync import LlamaClient
+from runtime.contracts import LLMChatParams
 from runtime.errors import EngineNotRunningError
 from runtime.settings import RestartPolicy
 from runtime.tuning.candidates import DEFAULT
+from runtime.tuning.contest import Measured
 from runtime.tuning.running import run
 from runtime.tuning.sameness import fingerprint
-from runtime.tuning.search import Measured
 from runtime.tuning.talkers import ClientTalker
 from runtime.tuning.workloads import NAMES, workload
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
+    from runtime.engines.base import Endpoint
     from runtime.settings import ServerConfig
     from runtime.tuning.candidates import Candidate
     from runtime.tuning.sameness import Fingerprint
@@ -69,6 +71,7 @@ class EngineArena:
         self._offline = offline
         self._scale = min(_FIRST_SCALE, largest_scale)
         self._running: OrderedDict[str, LlamaClient] = OrderedDict()
+        self._warmed: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -101,14 +104,11 @@ class EngineArena:
         self, candidate: Candidate, reference: Fingerprint | None = None
     ) -> Fingerprint:
         """What the candidate's engine answers, up to where that differs from the reference."""
-        server = self._client(candidate).server
-        if server is None:
-            raise EngineNotRunningError("The engine is no child of ours.", state="unknown")
-        return fingerprint(server.start().wait_ready(), reference)
+        return fingerprint(self._started(self._client(candidate)), reference)
 
     def measure(self, candidate: Candidate, number: int) -> Measured:
         """The work of a round."""
-        talker = ClientTalker(self._client(candidate))
+        talker = ClientTalker(self._warm(candidate))
         seconds: dict[str, float] = {}
         texts: dict[str, object] = {}
         for name in self._workloads:
@@ -120,9 +120,8 @@ class EngineArena:
 
     def drop(self, candidate: Candidate) -> None:
         """End its engine."""
-        client = self._running.pop(candidate.name, None)
-        if client is not None:
-            client.close()
+        if candidate.name in self._running:
+            self._close(candidate.name)
 
     def _workload(self, name: str, number: int) -> Workload:
         if name == AT_ONCE:
@@ -140,14 +139,33 @@ class EngineArena:
         self.measure(candidate, number)
         return time.perf_counter() - began_s
 
+    def _warm(self, candidate: Candidate) -> LlamaClient:
+        """Its client, with an engine that has answered before: a start is not to be measured."""
+        client = self._client(candidate)
+        if candidate.name not in self._warmed:
+            self._started(client)
+            client.chat("Hello.", params=LLMChatParams(max_tokens=1))
+            self._warmed.add(candidate.name)
+        return client
+
+    def _started(self, client: LlamaClient) -> Endpoint:
+        if client.server is None:
+            raise EngineNotRunningError("The engine is no child of ours.", state="unknown")
+        return client.server.start().wait_ready()
+
+    def _close(self, name: str) -> None:
+        self._warmed.discard(name)
+        self._running.pop(name).close()
+
     def _client(self, candidate: Candidate) -> LlamaClient:
         client = self._running.get(candidate.name)
         if client is not None:
             self._running.move_to_end(candidate.name)
             return client
         while len(self._running) >= self._most:
-            _, oldest = self._running.popitem(last=False)
-            oldest.close()
+            # The default takes part in every round.
+            spared = DEFAULT.name if self._most > 1 else None
+            self._close(next(name for name in self._running if name != spared))
         client = LlamaClient(
             config=self._config.model_copy(
                 update={

@@ -15,7 +15,7 @@ from runtime.server import profiles
 from runtime.server.plan import plan_launch
 from runtime.store.gguf import read_facts
 from runtime.tuning.candidates import Candidate, candidates
-from runtime.tuning.search import Outcome, Progress, search
+from runtime.tuning.search import search
 from runtime.tuning.trials import ALL, EngineArena
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from runtime.settings import ServerConfig
     from runtime.store.local import LocalModel
     from runtime.tuning.candidates import Changes
+    from runtime.tuning.contest import Outcome, Progress
 
-MOST_ENGINES: Final = 8
+MOST_ENGINES: Final = 12
 _MEMORY_SHARE: Final = 0.7
 _WHOLE_CONTEXT: Final = 4096
 """Tokens that the workloads need at their whole length, with some to spare."""

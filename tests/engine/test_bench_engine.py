@@ -27,7 +27,8 @@ def bench(*words: object) -> subprocess.CompletedProcess[str]:
 def test_a_quick_run_measures_and_writes_the_page(tiny_model_path: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept.json"
     common = ("--quick", "--scale", 0.05, "--model", tiny_model_path, "--threads", 1,
-              "--only", "xllamacpp", "--record", kept, "--out", tmp_path)  # fmt: skip
+              "--only", "xllamacpp", "--also", "cache_type_k=q8_0", "--record", kept,
+              "--out", tmp_path)  # fmt: skip
     done = bench(*common)
     assert done.returncode == 0, done.stderr
     told = json.loads(kept.read_text("utf-8"))
@@ -36,6 +37,8 @@ def test_a_quick_run_measures_and_writes_the_page(tiny_model_path: Path, tmp_pat
         for measure in ("free-text", "agent-loop", "json", "start", "memory"):
             assert (name, measure) in measured
     assert ("llama-runtime", "last turn, cold") in measured
+    assert ("llama-runtime, cache_type_k=q8_0", "agent-loop") in measured
+    assert "cache_type_k=q8_0" in told["competitors"]["llama-runtime, cache_type_k=q8_0"]
     for each in told["samples"]:
         assert all(value >= 0 for value in each["values"].values())
     assert {each["name"] for each in told["overhead"]} >= {

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import resource
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
 
 from runtime.cli.app import cli
-from runtime.errors import IntegrityError, SessionNotFoundError, StorageError
+from runtime.errors import IntegrityError, SessionMismatchError, SessionNotFoundError, StorageError
+from runtime.inference.sessions import refuse_other
 from runtime.store.sessions import Proof, SessionHead, SessionStore
 
 if TYPE_CHECKING:
@@ -94,6 +96,21 @@ def test_a_full_disk_leaves_nothing_half(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in store.folder.iterdir()] == ["one.session"]
     assert store.path_of("one").read_bytes() == before
+
+
+def test_what_differs_is_told_by_name_and_both_values() -> None:
+    facts = {"model": "a" * 64, "engine": "xllamacpp 1 (b1)", "context": "512 tokens"}
+    made = replace(head(0), facts=facts)
+    refuse_other(made, facts)
+    with pytest.raises(SessionMismatchError) as caught:
+        refuse_other(made, {**facts, "engine": "llama-server 2", "LoRA": "none"})
+    assert caught.value.differences == {
+        "engine": ("xllamacpp 1 (b1)", "llama-server 2"),
+        "LoRA": ("not known", "none"),
+    }
+    assert "saved with xllamacpp 1 (b1), here it is llama-server 2" in caught.value.message
+    with pytest.raises(SessionMismatchError, match="model: saved with aaaaaaaaaaaa…"):
+        refuse_other(made, {**facts, "model": "b" * 64})
 
 
 def test_the_command_line_shows_and_removes_them(tmp_path: Path) -> None:

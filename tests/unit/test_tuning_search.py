@@ -15,15 +15,16 @@ from runtime.hardware import CpuBudget
 from runtime.server.performance import Profile, choose_performance
 from runtime.settings import ServerConfig
 from runtime.tuning.candidates import DEFAULT, Candidate, candidates, combined
+from runtime.tuning.contest import Measured, Progress
 from runtime.tuning.sameness import Fingerprint, difference
-from runtime.tuning.search import Measured, Progress, search
+from runtime.tuning.search import search
 from tests.unit.some_model import model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from runtime.engines.base import EngineKind
-    from runtime.tuning.search import Outcome, Standing
+    from runtime.tuning.contest import Outcome, Standing
 
 _WEIGHTS = {"free": 1.0, "loop": 1.0}
 _SAME = Fingerprint(texts=("yes",))
