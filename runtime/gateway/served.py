@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from runtime.client._loading import engine_bytes
@@ -80,18 +81,18 @@ class ServedModel(AsyncLlamaClient):
     def perform(self, call: Call, *, emit: bool) -> Performance[LLMResponse]:
         """An answer under way; see :class:`Performance`.
 
-        Raises:
-            LLMInvalidRequestError: The request cannot be right.
+        What cannot be right in the request is refused at its beginning.
         """
-        read = wishes.from_text if call.raw else wishes.from_request
-        wish = read(call.request, policy=self._settings.policy)
+        reading = wishes.from_text if call.raw else wishes.from_request
+        read = partial(reading, call.request, policy=self._settings.policy)
+        aside = wishes.takes_long(call.request)
 
         async def begin() -> Flow[LLMResponse]:
+            wish = await self._threads.run(read) if aside else read()
             return self._conversation(wish, None, emit=emit)
 
         wire = AsyncWire(self._source.queue)
-        threads = self._threads if wish.schema is not None or wish.tools else None
-        return self._performance(self._source, begin, wire, threads)
+        return self._performance(self._source, begin, wire, self._threads if aside else None)
 
 
 class ServedLoader:
