@@ -16,6 +16,7 @@ from runtime.cli.tune_view import explained, in_a_line, picture, rows
 from runtime.server import profiles
 from runtime.settings import DEFAULT_MODEL, ServerConfig
 from runtime.store import ModelStore
+from runtime.store.drafts import AUTO, catalogue_draft
 from runtime.tuning.trials import ALL
 from runtime.tuning.tuner import busy_share, prepare
 from runtime.tuning.tuner import tune as measure
@@ -101,6 +102,7 @@ def tune(
       llama-runtime tune
       llama-runtime tune smollm2-135m --minutes 2
       llama-runtime tune smollm2-135m --workload agent-loop --workload json
+      llama-runtime tune qwen3-4b --draft-model auto --allow-changes
       llama-runtime tune smollm2-135m --explain
       llama-runtime tune smollm2-135m --reset
     """  # noqa: D301 - the character itself keeps click from re-flowing the paragraph
@@ -121,11 +123,15 @@ def tune(
         found = store.pull(name, progress=progress)
     if profiles.known_digest(found) is None:
         output.note(f"Hashing {found.path.name} ({output.size(found.size_bytes)}) ...")
+    draft = catalogue_draft(store, name) if config.draft_model == AUTO else None
+    if draft is not None and draft.path is None:
+        output.note(f"No draft model is tried: {draft.why.removeprefix('off: ')}.")
     tuning = prepare(
         config,
         found,
         model_sha256=profiles.digest_of(found),
         workloads=workloads or ALL,
+        draft=draft,
         allow="rounding" if allow_changes else "none",
     )
     busy = busy_share()

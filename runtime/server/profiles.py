@@ -45,6 +45,9 @@ _TOGETHER: Final = (
 
 TUNABLE: Final = frozenset(name for group in _TOGETHER for name in group)
 
+_MAY_SET: Final = TUNABLE | {"draft_model"}
+"""What a profile may hold; the draft model counts only where ``draft_model="auto"`` asks for it."""
+
 _GIVEN: Final = (
     "cache_type_k",
     "cache_type_v",
@@ -352,7 +355,7 @@ def parse(value: Any) -> KeptProfile:
     """
     if value["schema"] != SCHEMA:
         raise ValueError("it is of another version")
-    if foreign := set(value["settings"]) - TUNABLE:
+    if foreign := set(value["settings"]) - _MAY_SET:
         raise ValueError(f"it sets {', '.join(sorted(foreign))}")
     checked = ServerConfig(**value["settings"])
     key = value["key"]

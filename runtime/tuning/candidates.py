@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from runtime.server.performance import SPECULATIONS
 from runtime.server.profiles import open_settings
+from runtime.store.drafts import AUTO
 from runtime.store.memory_plan import DEFAULT_BATCH
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def candidates(
     budget: CpuBudget,
     default: Performance,
     slot_ctx: int,
+    draft: str | None = None,
     allow: Changes = "none",
 ) -> tuple[Candidate, ...]:
     """What is worth a try, of each dimension the simplest first.
@@ -62,12 +64,14 @@ def candidates(
         budget: The processors that may be used.
         default: What a launch takes without a profile.
         slot_ctx: Tokens one request may hold: a larger batch is never filled.
+        draft: The draft model that is on this machine, if one may be used.
         allow: What may be done to answers.
     """
     left_open = open_settings(config)
     found: list[Candidate] = []
-    if "speculation" in left_open and engine != "llama-cpp-python" and not config.draft_model:
-        found += _speculations(default)
+    named = config.draft_model not in {None, AUTO}
+    if "speculation" in left_open and engine != "llama-cpp-python" and not named:
+        found += _speculations(default, draft)
     if "threads" in left_open:
         found += _threads(budget, default)
     if "batch_size" in left_open:
@@ -97,19 +101,30 @@ def combined(parts: tuple[Candidate, ...]) -> Candidate:
     )
 
 
-def _speculations(default: Performance) -> list[Candidate]:
+def _speculations(default: Performance, draft: str | None) -> list[Candidate]:
     taken = default.speculation.value
+    drafting: Changes = "none" if default.drafts_show is None else "rounding"
     kinds = [kind for kind in SPECULATIONS if taken is None or kind != taken.kind]
     off = [] if taken is None else ["off"]
-    return [
+    found = [
         Candidate(
             name="no speculation" if kind == "off" else f"speculation {kind}",
             dimension="speculation",
             settings={"speculation": kind},
-            changes="none" if default.drafts_show is None or kind == "off" else "rounding",
+            changes="none" if kind == "off" else drafting,
         )
         for kind in (*off, *kinds)
     ]
+    if draft is not None:
+        found.append(
+            Candidate(
+                name=f"draft model {draft}",
+                dimension="speculation",
+                settings={"draft_model": draft},
+                changes=drafting,
+            )
+        )
+    return found
 
 
 def _threads(budget: CpuBudget, default: Performance) -> list[Candidate]:

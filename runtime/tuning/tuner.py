@@ -13,6 +13,7 @@ from runtime.errors import LLMCapabilityError
 from runtime.hardware import cpu_budget, memory
 from runtime.server import profiles
 from runtime.server.plan import plan_launch
+from runtime.store.drafts import AUTO
 from runtime.store.gguf import read_facts
 from runtime.tuning.candidates import Candidate, candidates
 from runtime.tuning.search import search
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from runtime.server.plan import LaunchPlan
     from runtime.server.profiles import KeptProfile, ProfileKey
     from runtime.settings import ServerConfig
+    from runtime.store.drafts import Drafting
     from runtime.store.local import LocalModel
     from runtime.tuning.candidates import Changes
     from runtime.tuning.contest import Outcome, Progress
@@ -72,6 +74,7 @@ def prepare(
     *,
     model_sha256: str,
     workloads: tuple[str, ...] = ALL,
+    draft: Drafting | None = None,
     allow: Changes = "none",
 ) -> Tuning:
     """Decide what will be tried.
@@ -81,6 +84,7 @@ def prepare(
         model: A model on this machine.
         model_sha256: Digest of its first file.
         workloads: What counts.
+        draft: The model's draft model on this machine, for ``draft_model="auto"``.
         allow: What may be done to answers.
 
     Raises:
@@ -95,7 +99,8 @@ def prepare(
     plan = plan_launch(config.model_copy(update={"tuned": False}), model, api_key=None)
     budget = cpu_budget()
     key = profiles.key_for(
-        config,
+        # Whether the pair is used is what the profile decides, so it does not rest on that.
+        config.model_copy(update={"draft_model": None}) if config.draft_model == AUTO else config,
         model,
         plan.choice.info,
         model_sha256=model_sha256,
@@ -114,6 +119,7 @@ def prepare(
             budget=budget,
             default=plan.performance,
             slot_ctx=plan.spec.slot_ctx,
+            draft=draft.name if draft and draft.path else None,
             allow=allow,
         ),
         kept=next(

@@ -92,6 +92,15 @@ def test_what_was_kept_is_found_again(model: LocalModel) -> None:
     assert profiles.kept(model) == ((path, profile),)
 
 
+def test_a_draft_model_may_have_been_taken(model: LocalModel) -> None:
+    profiles.keep(_profile(model, settings={"draft_model": "small"}))
+
+    found = _found(model).profile
+
+    assert found is not None
+    assert found.settings == {"draft_model": "small"}
+
+
 def test_files_and_folder_are_private(model: LocalModel) -> None:
     path = profiles.keep(_profile(model))
 

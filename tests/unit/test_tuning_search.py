@@ -303,7 +303,11 @@ _BUDGET = CpuBudget(
 
 
 def _candidates(
-    *, engine: EngineKind = "xllamacpp", slot_ctx: int = 4096, **settings: Any
+    *,
+    engine: EngineKind = "xllamacpp",
+    slot_ctx: int = 4096,
+    draft: str | None = None,
+    **settings: Any,
 ) -> set[str]:
     config = ServerConfig(**settings)
     facts = model()
@@ -321,6 +325,7 @@ def _candidates(
         budget=_BUDGET,
         default=default,
         slot_ctx=slot_ctx,
+        draft=draft,
         allow="rounding",
     )
     return {each.name for each in found}
@@ -352,6 +357,13 @@ def test_a_batch_that_no_prompt_fills_is_not_tried() -> None:
 
 def test_an_engine_that_cannot_speculate_is_not_asked_to() -> None:
     assert not {name for name in _candidates(engine="llama-cpp-python") if "speculation" in name}
+
+
+def test_the_draft_model_is_one_way_of_speculating() -> None:
+    found = _candidates(draft="small", draft_model="auto")
+
+    assert {"draft model small", "speculation ngram-mod"} <= found
+    assert not {name for name in _candidates(draft_model="mine") if "spec" in name}
 
 
 def test_a_quantized_cache_needs_flash_attention() -> None:
