@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -308,5 +309,8 @@ def test_more_agents_than_slots_with_one_system_prompt_each_find_their_turns_aga
         count = len(shares)
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(turn, chance.sample(range(agents), agents)))
-    assert min(shares[count:]) >= 0.85, "at worst the last turn is computed again"
+    # Two at once may push aside a copy that the other is about to look for: its last turns are
+    # computed again, and seldom.
+    assert statistics.mean(shares[count:]) >= 0.85
+    assert min(shares[count:]) >= 0.5
     assert len(shares) == agents * (turns - 1)
