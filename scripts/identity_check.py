@@ -5,7 +5,7 @@ seeded questions: free text, JSON by a schema and tool calls, at temperatures 0 
 four at once, most of them long and repetitive so that drafts are made and accepted. Ends with 1 if
 a text differs, or if no draft was accepted where some should have been.
 
-The batch is small unless said otherwise: with a larger one an engine does not repeat itself beside
+The steps are small unless said otherwise: with larger ones an engine does not repeat itself beside
 other requests, drafts or not (docs/recovery.md).
 
     python scripts/identity_check.py --prompts 200 --threads 1
@@ -129,7 +129,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=96, help="Most tokens of an answer.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache-type-k", default="f16")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--ubatch-size", type=int, default=32)
     parser.add_argument(
         "--speculation", default="ngram-mod", help="off: how far the engine repeats itself without."
     )
@@ -137,7 +137,9 @@ def main() -> int:
     settings: dict[str, Any] = {
         "threads": options.threads,
         "cache_type_k": options.cache_type_k,
-        "batch_size": options.batch_size,
+        "batch_size": max(512, options.ubatch_size),
+        "ubatch_size": options.ubatch_size,
+        "embeddings": False,  # with them a batch is one step, which is too short for drafts
         "log_dir": None,
     }
     if options.model:

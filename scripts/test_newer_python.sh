@@ -18,6 +18,7 @@ for python in $(candidates); do
 	echo "Running the fast tests on Python $version"
 	"$python" -m venv .venv-newer
 	.venv-newer/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[unit]'
-	exec .venv-newer/bin/python -m pytest -q -n auto -m "not (outside or engine or process or slow)"
+	exec .venv-newer/bin/python -m pytest -q -n auto -m "not (engine or process or slow)" \
+		tests/unit tests/contract
 done
 echo "No other Python (3.12 to 3.14) is installed here: the fast tests ran on $current only"

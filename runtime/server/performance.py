@@ -7,10 +7,11 @@ answer.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Generic, Literal, TypeVar
 
 from runtime.engines.base import Speculation
+from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,6 +50,9 @@ whole, which is what a token gets that is computed together with others. Other t
 this nor the kernel for 64 tokens and more (``ggml_compute_forward_flash_attn_ext_f16`` in
 ``ggml/src/ggml-cpu/ops.cpp``).
 """
+
+DRAFT_MODEL_TOKENS: Final = 16
+"""The longest draft of a draft model: 3 tokens in newer llama.cpp builds, 16 in older ones."""
 
 SET: Final = "set"
 
@@ -146,6 +150,35 @@ def choose_performance(
         flash_attn=flash_attn,
         speculation=_speculation(chooser, doubt),
         drafts_show=doubt,
+    )
+
+
+def within_batch(
+    performance: Performance, *, slots: int, batch_tokens: int, draft_model: str | None
+) -> Performance:
+    """The same, without drafts that a batch cannot hold.
+
+    A step takes a token and its draft from every slot. Where those are more than a batch, llama.cpp
+    ends itself ("batch must be large enough to hold the sampled and draft tokens"), here from twice
+    as many on.
+
+    Raises:
+        ConfigError: The drafts were asked for.
+    """
+    speculation = performance.speculation
+    if speculation.value is None and draft_model is None:
+        return performance
+    longest = speculation.value.draft_tokens if speculation.value else DRAFT_MODEL_TOKENS
+    needed = slots * (longest + 1)
+    if needed <= batch_tokens:
+        return performance
+    problem = f"drafts of {slots} slots take {needed} tokens a step, and a batch {batch_tokens}"
+    if draft_model is None and not speculation.why.startswith(SET):
+        off: Chosen[Speculation | None] = Chosen(value=None, why=f"off: {problem}")
+        return replace(performance, speculation=off)
+    raise ConfigError(
+        f"The {problem}.",
+        hint=f"Set batch_size={needed} or more, fewer slots, or no draft model and no speculation.",
     )
 
 

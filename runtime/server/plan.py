@@ -17,7 +17,7 @@ from runtime.hardware import cpu_budget, gpu_hint
 from runtime.memo import file_identity
 from runtime.server import registry
 from runtime.server.logs import forget_old_logs
-from runtime.server.performance import Profile, choose_performance
+from runtime.server.performance import Profile, choose_performance, within_batch
 from runtime.server.ports import unusable
 from runtime.server.profiles import applicable, look_up
 from runtime.settings import directories, private_folder
@@ -191,6 +191,12 @@ def plan_launch(
         tuned = None
     request = sizes.plan.request
     logical = _logical_batch(performance, request.batch)
+    performance = within_batch(
+        performance,
+        slots=request.parallel,
+        batch_tokens=logical or request.batch,
+        draft_model=drafting.name if drafting.path else None,
+    )
     spec = LaunchSpec(
         model_path=model.path,
         alias=config.alias or model.name,

@@ -91,7 +91,7 @@ def test_bash_completes_commands_options_names_and_files(
         return completed(program, bash_script, line, tmp_path)
 
     assert set(offered("llama-runtime ")) == set(COMMANDS)
-    assert offered("llama-runtime se") == ["serve"]
+    assert offered("llama-runtime se") == ["serve", "sessions"]
     assert "--ctx-size" in offered("llama-runtime serve --c")
     assert offered("llama-runtime chat --engine lla") == ["llama-server", "llama-cpp-python"]
     assert offered("llama-runtime models pu") == ["pull"]

@@ -18,7 +18,7 @@ from runtime.engines.commands import (
 from runtime.engines.output import help_flags
 from runtime.errors import ConfigError
 from runtime.hardware import CpuBudget
-from runtime.server.performance import SPECULATIONS, Profile, choose_performance
+from runtime.server.performance import SPECULATIONS, Profile, choose_performance, within_batch
 from runtime.settings import ServerConfig
 from tests.unit.some_model import model
 
@@ -156,6 +156,21 @@ def test_tuning_turns_speculation_on_where_it_keeps_answers() -> None:
 
 def test_no_draft_makes_a_step_of_64_tokens() -> None:
     assert all(made.draft_tokens + 1 < 64 for made in SPECULATIONS.values())
+
+
+def test_drafts_that_no_batch_can_hold_are_refused_or_left_out() -> None:
+    """Seen with 5 slots and a batch of 32: the engine aborts, whatever is asked."""
+    set_so = performance(speculation="ngram-simple")
+    tuned = performance(profile=Profile(settings={"speculation": "ngram-simple"}))
+
+    assert within_batch(set_so, slots=4, batch_tokens=68, draft_model=None) == set_so
+    with pytest.raises(ConfigError, match="drafts of 4 slots take 68 tokens a step") as caught:
+        within_batch(set_so, slots=4, batch_tokens=67, draft_model=None)
+    assert "batch_size=68" in caught.value.hint
+    left_out = within_batch(tuned, slots=4, batch_tokens=67, draft_model=None).speculation
+    assert (left_out.value, left_out.why[:4]) == (None, "off:")
+    with pytest.raises(ConfigError, match="and a batch 32"):
+        within_batch(performance(), slots=2, batch_tokens=32, draft_model="small")
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
