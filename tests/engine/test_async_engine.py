@@ -52,7 +52,12 @@ def owner(
         patch.setenv("LLAMA_RUNTIME_HOME", str(tmp_path_factory.mktemp("home")))
         patch.delenv("LLAMA_RUNTIME_ENGINE_PATH", raising=False)
         made = LlamaClient(
-            str(tiny_model_path), ctx_size=4096, threads=1, parallel=SLOTS, **options_of(kind)
+            str(tiny_model_path),
+            ctx_size=4096,
+            threads=1,
+            parallel=SLOTS,
+            batch_size=32,  # answers are then the same alone and in company: docs/recovery.md
+            **options_of(kind),
         )
     with made:
         yield made
