@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import math
@@ -589,7 +590,8 @@ def test_a_stream_whose_engine_is_killed_goes_on_where_it_was(own_client: LlamaC
         heard.append(event.delta_text or "")
         last = event.response
         if len(heard) in {5, 20}:
-            kill_engine(own_client)
+            with contextlib.suppress(ProcessLookupError):  # 20 had come before the first kill
+                kill_engine(own_client)
     assert "".join(heard) == last.text == whole.text
     counts_streams = own_client._source.current.kind in LLAMA_CPP  # the others tell no usage there
     assert last.usage == (whole.usage if counts_streams else None)
