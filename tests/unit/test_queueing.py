@@ -185,7 +185,7 @@ def asking(
 
 
 def test_the_line_is_served_in_order_and_says_how_long_it_took(server: FakeServer) -> None:
-    desk = Desk()
+    desk = Desk(work_s=0.25)  # so that no thread comes late by the time another takes to be done
     with LlamaClient(base_url=server.url) as client:
         server.will(*[desk] * 6)
         threads = asking(client, desk, list("abcdef"))
