@@ -41,8 +41,8 @@ chat: $(VENV)/.runtime ## Talk to MODEL in the terminal
 # What starts no process bears company; the rest goes one after another, for its deadlines' sake.
 # Status 5 means that PYTEST_ARGS left nothing to run in one of the two.
 test: install ## Run everything that a fresh machine can run, but for test-outside
-	@$(BIN)/python -m pytest -q -n auto -m "not (outside or engine or process or slow)" $(PYTEST_ARGS) || [ $$? = 5 ]
-	@$(BIN)/python -m pytest -m "not outside and (engine or process or slow)" $(PYTEST_ARGS) || [ $$? = 5 ]
+	@$(BIN)/python -m pytest -q -n auto -m "not (outside or engine or process or slow or alone)" $(PYTEST_ARGS) || [ $$? = 5 ]
+	@$(BIN)/python -m pytest -m "not outside and (engine or process or slow or alone)" $(PYTEST_ARGS) || [ $$? = 5 ]
 
 test-outside: install ## Run the tests of what people touch: browser, terminal, foreign clients, pytest plugin
 	@$(BIN)/python -m pytest -m outside $(PYTEST_ARGS)

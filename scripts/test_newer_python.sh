@@ -18,7 +18,8 @@ for python in $(candidates); do
 	echo "Running the fast tests on Python $version"
 	"$python" -m venv .venv-newer
 	.venv-newer/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[unit]'
-	exec .venv-newer/bin/python -m pytest -q -n auto -m "not (engine or process or slow)" \
-		tests/unit tests/contract
+	fast="not (engine or process or slow)"
+	.venv-newer/bin/python -m pytest -q -n auto -m "$fast and not alone" tests/unit tests/contract
+	exec .venv-newer/bin/python -m pytest -q -m "$fast and alone" tests/unit
 done
 echo "No other Python (3.12 to 3.14) is installed here: the fast tests ran on $current only"

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from runtime.client._stream import AsyncAnswerStream
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 
 NOTICED_WITHIN_S = 5.0
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from runtime import LLMStreamEvent
     from runtime.client._stream import AnswerStream
 
+pytestmark = pytest.mark.alone
+
 NOTICED_WITHIN_S = 5.0
 
 

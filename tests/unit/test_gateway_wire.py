@@ -22,6 +22,8 @@ from tests.conftest import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.alone
+
 PATIENCE_S = 0.15
 
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
+pytestmark = pytest.mark.alone
+
 PATIENCE_S = 10.0
 
 

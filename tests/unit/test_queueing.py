@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from runtime import LLMResponse
 
+pytestmark = pytest.mark.alone
+
 SLOTS = 2
 
 

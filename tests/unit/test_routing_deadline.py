@@ -20,6 +20,8 @@ from tests.fakes.openai_server import FakeServer, Stalls
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.alone
+
 LOADING_S = 0.4
 TIMEOUT_S = 0.8
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from runtime.client._seats import Lease
 
+pytestmark = pytest.mark.alone
+
 
 class Thing:
     """Something loaded."""
