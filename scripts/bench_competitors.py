@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import psutil
+from bench_talkers import HttpTalker, OpenAITalker
 
 from runtime import LlamaClient, LLMError
 from runtime.engines.hosts import xllamacpp_host
@@ -26,7 +27,7 @@ from runtime.engines.inspection import ask, clean_environment
 from runtime.engines.llama_cpp_python import LlamaCppPythonEngine
 from runtime.engines.llama_server import LlamaServerEngine
 from runtime.engines.xllamacpp import XllamacppEngine
-from runtime.tuning.talkers import ClientTalker, HttpTalker, OpenAITalker
+from runtime.tuning.talkers import ClientTalker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

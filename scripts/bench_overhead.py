@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from bench_competitors import process
 from bench_report import Overhead
+from bench_talkers import HttpTalker
 
 from runtime import LlamaClient, LLMError, ModelStore, ServerManager
 from runtime.engines.inspection import clean_environment
 from runtime.server.plan import new_key, plan_launch
 from runtime.tuning.running import run
-from runtime.tuning.talkers import ClientTalker, HttpTalker
+from runtime.tuning.talkers import ClientTalker
 from runtime.tuning.workloads import workload
 
 if TYPE_CHECKING:

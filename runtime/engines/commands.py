@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 # A CORS origin that no browser page can have: the engine answers pages by default.
 NO_ORIGIN = "http://origin.invalid"
 
-# More than this of a request must be like what a slot holds for the request to be given that slot
-# without a look into the cache of earlier prompts: so it always looks. With the engine's default, a
-# tenth, conversations that begin alike cut off one another: six agents on four slots found 77 % of
-# their prompts again (0.9: 93 %, this: all).
-SLOT_SIMILARITY = 1.0
+# Zero: a request that names no slot gets the one that is idle for longest, with the best copy from
+# the cache of earlier prompts in it. With the engine's default, a tenth in common makes a slot like
+# a request, and conversations that begin alike cut off one another: six agents on four slots found
+# 77 % of their prompts again (0.9: 93 %, this: all). Never above zero beside that cache: for one
+# that names a busy slot, llama.cpp (11434 to 11549) would load a copy into it, under the answer
+# that is being written there, which goes on as if that had been its prompt.
+SLOT_SIMILARITY = 0.0
 
 # ggml's type numbers, as llama-cpp-python wants them (ggml.h, enum ggml_type).
 _GGML_TYPES = {

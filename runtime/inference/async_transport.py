@@ -9,6 +9,7 @@ each effect keeps. On asyncio a streamed answer is taken where it comes in inste
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ssl
 import time
@@ -19,7 +20,6 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.to_thread
 import h11
-import sniffio
 
 from runtime.errors import LLMError, RequestTimeoutError
 from runtime.inference.effects import (
@@ -528,7 +528,10 @@ async def _received(stream: ByteStream | LoopStream) -> bytes:
 
 
 def _on_asyncio() -> bool:
-    return sniffio.current_async_library() == "asyncio"
+    try:
+        return asyncio.current_task() is not None  # trio as asyncio's guest has none
+    except RuntimeError:  # no event loop of asyncio's
+        return False
 
 
 @contextlib.contextmanager

@@ -1,10 +1,10 @@
 """Which slot of an engine a conversation is in, so that it finds its prompt there again.
 
 llama.cpp has two places for the prompts it has computed: each slot holds one, and a cache in main
-memory holds copies, which it makes of idle slots whenever a request begins. It looks into that
-cache only when it gives a request a slot that is unlike it, which we have it do always
-(:data:`runtime.engines.commands.SLOT_SIMILARITY`): by default a tenth in common makes a slot like
-it, and conversations that begin alike (agents with one system prompt) are given to one slot in
+memory holds copies, which it makes of idle slots whenever a request begins. We have it look into
+that cache for every request that names no slot, and for no other
+(:data:`runtime.engines.commands.SLOT_SIMILARITY`): by default a tenth in common makes a slot like a
+request, and conversations that begin alike (agents with one system prompt) are given to one slot in
 turn, where each cuts off what the others had.
 
 What was in a slot last has no copy yet. So a conversation that goes on names its slot while it is

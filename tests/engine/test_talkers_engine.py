@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import jsonschema_rs
 import openai
 import pytest
+from bench_talkers import HttpTalker, OpenAITalker
 
 from runtime import LlamaClient
 from runtime.errors import LLMProviderError
 from runtime.tuning.running import run
-from runtime.tuning.talkers import ClientTalker, HttpTalker, OpenAITalker
+from runtime.tuning.talkers import ClientTalker
 from runtime.tuning.workloads import workload
 from tests.engine.conftest import KEY
 

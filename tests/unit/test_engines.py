@@ -152,8 +152,8 @@ def test_what_the_engine_may_keep_is_bounded() -> None:
     params = json.loads(xllamacpp_command(spec, python="p", host=Path("h")).stdin)
     assert (params["cache_ram_mib"], params["n_ctx_checkpoints"]) == (100, 3)
     native = pairs(llama_server_command(spec, binary=BINARY, flags=FLAGS))
-    assert "--cache-ram 100 --slot-prompt-similarity 1.0 --ctx-checkpoints 3" in native
-    assert params["slot_prompt_similarity"] == 1.0, "else those that begin alike share one slot"
+    assert "--cache-ram 100 --slot-prompt-similarity 0.0 --ctx-checkpoints 3" in native
+    assert params["slot_prompt_similarity"] == 0.0, "else those that begin alike share one slot"
     without = replace(SPEC, prompt_cache_bytes=0)
     params = json.loads(xllamacpp_command(without, python="p", host=Path("h")).stdin)
     assert "slot_prompt_similarity" not in params, "there are no copies to be looked for"
