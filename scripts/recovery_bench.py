@@ -5,7 +5,7 @@ one to three times at a token that chance chose. Then the same with JSON and too
 (b) The engine is stopped by SIGSTOP in the middle of a stream.
 (c) Many requests from many threads on a tiny model, with a kill every few seconds.
 
-Exits with 1 when an answer is lost or doubled, or more are other ones than ``--tolerate`` says.
+Exits with 1 when an answer is lost, doubled or another one.
 """
 
 from __future__ import annotations
@@ -361,9 +361,6 @@ def main() -> int:
     parser.add_argument(
         "--batch-size", type=int, default=32, help="of the engine; see docs/recovery.md"
     )
-    parser.add_argument(
-        "--tolerate", type=int, default=0, help="whole answers that are not the undisturbed ones"
-    )
     parser.add_argument("--json", type=Path, default=None, help="also write the tallies there")
     options = parser.parse_args()
     rows: list[tuple[str, Tally]] = []
@@ -427,7 +424,7 @@ def main() -> int:
             for name, t in rows
         }
         options.json.write_text(json.dumps(made, indent=2) + "\n", "utf-8")
-    return 1 if wrong or len(others) > options.tolerate else 0
+    return 1 if wrong or others else 0
 
 
 if __name__ == "__main__":
