@@ -223,12 +223,18 @@ def compare(tally: Tally, name: str, expected: object, come: object) -> None:
         kind.append(f"{name}: {come!r} instead of {expected!r}")
 
 
+def recoveries(client: LlamaClient) -> int:
+    """Answers of the client that went on after a break."""
+    counters: Any = client.describe()["counters"]
+    return int(counters["recoveries"])
+
+
 def kill_streams(
     client: LlamaClient, kind: str, numbers: range, tokens: int, most_kills: int
 ) -> Tally:
     """(a): a stream for each number, four at once, each with one to ``most_kills`` kills."""
     tally, killer = Tally(), Killer(client)
-    recovered_before = client.describe()["counters"]["recoveries"]
+    recovered_before = recoveries(client)
     requests = {number: request_of(kind, number, tokens) for number in numbers}
     with ThreadPoolExecutor(4) as pool:
         expected: dict[int, Any] = dict(
@@ -254,7 +260,7 @@ def kill_streams(
         for number, come in zip(numbers, pool.map(one, numbers), strict=True):
             compare(tally, f"{kind} {number}", essence(expected[number]), come)
     if kind == "tool":  # the pieces of a call do not tell of it
-        tally.breaks = client.describe()["counters"]["recoveries"] - recovered_before
+        tally.breaks = recoveries(client) - recovered_before
     return tally
 
 
