@@ -14,6 +14,7 @@ from runtime.errors import (
     ContextOverflowError,
     CutOffError,
     LLMBadResponseError,
+    LLMError,
     LLMInvalidRequestError,
     LLMProviderError,
     ServerStatusError,
@@ -339,7 +340,7 @@ def _located(ask: _Ask) -> Flow[Endpoint]:
 def _located_once(ask: _Ask) -> Flow[Endpoint]:
     try:
         return (yield from locate(ask.clock.left_s))
-    except LLMProviderError as exc:
+    except LLMError as exc:  # also that its model's file is gone
         if partial := ask.course.partial:
             raise failures.did_not_come_back(exc, partial_text=partial) from exc
         raise
