@@ -61,14 +61,6 @@ _TURN_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class _Sent:
-    """A request whose answer has begun."""
-
-    endpoint: Endpoint
-    head: HttpHead
-
-
-@dataclass(frozen=True, slots=True)
 class _Got:
     """A whole answer, and what is known of the request that brought it."""
 

@@ -212,10 +212,6 @@ class ServerManager:
         """
         return self.wait_ready(timeout_s)
 
-    def wait_until_resting(self) -> State:
-        """Wait until it is stopped or failed; returns which."""
-        return self._supervisor.wait_for(lambda v: v.state in RESTING_STATES, None).state
-
     def _is_settled(self, view: View) -> bool:
         if view.endpoint is not None:
             return True

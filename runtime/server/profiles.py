@@ -23,7 +23,7 @@ from runtime.store.disk import hash_file
 from runtime.store.records import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from runtime.engines.base import EngineInfo
@@ -264,12 +264,8 @@ def known_digest(model: LocalModel) -> str | None:
     return digest if isinstance(digest, str) else None
 
 
-def digest_of(model: LocalModel, *, advance: Callable[[int], None] | None = None) -> str:
+def digest_of(model: LocalModel) -> str:
     """The digest of the model's first file; taken now, and remembered, if it is not known.
-
-    Args:
-        model: The model.
-        advance: Called with the bytes of each step.
 
     Raises:
         StorageError: The file cannot be read.
@@ -278,7 +274,7 @@ def digest_of(model: LocalModel, *, advance: Callable[[int], None] | None = None
         return known
     try:
         identity = file_identity(model.path)
-        digest = hash_file(model.path, advance=advance).hexdigest()
+        digest = hash_file(model.path).hexdigest()
     except OSError as exc:
         raise StorageError(
             f"Cannot read {model.path}: {exc.strerror or exc}.", path=model.path

@@ -12,26 +12,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runtime.engines.base import Device, EngineInfo
-from runtime.hardware import CpuBudget
 from runtime.server import profiles
 from runtime.server.profiles import KeptProfile, Lookup, key_for, look_up
 from runtime.settings import ServerConfig, directories
 from runtime.store.local import LocalModel
+from tests.unit.some_cpu import budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-_BUDGET = CpuBudget(
-    physical_cores=8,
-    performance_cores=None,
-    logical_cpus=16,
-    affinity=16,
-    affinity_cores=8,
-    quota=None,
-    threads=8,
-    why="8 cores",
-)
+_BUDGET = budget(8)
 _INFO = EngineInfo(kind="xllamacpp", installed=True, version="2026.10.11549")
 _SHA = "ab" * 32
 
