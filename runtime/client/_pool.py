@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from runtime.client._residency import Resident, admit, next_due, overdue
 from runtime.client._seats import Lease, LoadError, Seat, State
-from runtime.errors import LLMError, ModelTooLargeError, RequestTimeoutError
+from runtime.errors import LLMError, ModelTooLargeError, QueueFullError, RequestTimeoutError
 from runtime.inference.failures import client_closed
 
 if TYPE_CHECKING:
@@ -74,16 +74,25 @@ class ModelPool(Generic[R]):
                 for name, seat in self._seats.items()
             }
 
-    def acquire(self, name: str, *, until: float, given_up: Callable[[], bool]) -> Lease[R]:
+    def acquire(
+        self,
+        name: str,
+        *,
+        until: float,
+        given_up: Callable[[], bool],
+        most_waiting: int | None = None,
+    ) -> Lease[R]:
         """Use a model, which is loaded first where it is not.
 
         Args:
             name: The model.
             until: Instant until which to wait.
             given_up: Whether nobody wants it any more; looked at when :meth:`nudge` is called.
+            most_waiting: How many may wait for it while it is on its way; None for any number.
 
         Raises:
             LoadError: It could not be loaded.
+            QueueFullError: As many wait for it as may.
             RequestTimeoutError: Not in time; says what it waited for.
             EngineNotRunningError: The pool is closed, or it was given up.
         """
@@ -100,6 +109,7 @@ class ModelPool(Generic[R]):
                     seat.state = State.UNLOADING
                     self._thread(self._unload, seat)
                 if seat.state is not State.UNLOADING:
+                    _refuse_crowd(seat, most_waiting)
                     return self._claim(seat, until, began_at, given_up)
                 self._wait(seat, until, began_at)
 
@@ -334,3 +344,14 @@ class ModelPool(Generic[R]):
         for seat in going:
             log.info("unloading %s, unused for %.0f s", seat.name, seat.idle_timeout_s or 0.0)
             self._unload(seat)
+
+
+def _refuse_crowd(seat: Seat[R], most_waiting: int | None) -> None:
+    if seat.loaded is None and most_waiting is not None and seat.users >= most_waiting:
+        raise QueueFullError(
+            f"{seat.name} is still being loaded, and {seat.users} requests wait for it already.",
+            waiting=seat.users,
+            running=0,
+            max_queue=most_waiting,
+            hint="Send fewer at once, try again later, or raise max_queue.",
+        )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from runtime.errors import (
     ConnectionLostError,
     LLMBadResponseError,
+    LLMError,
     LLMProviderError,
     UnreadableAnswerError,
 )
@@ -187,7 +188,7 @@ def _located(ask: Ask) -> Flow[Endpoint]:
 def _located_once(ask: Ask) -> Flow[Endpoint]:
     try:
         return (yield from locate(ask.clock.left_s))
-    except LLMProviderError as exc:
+    except LLMError as exc:  # also that its model's file is gone
         if partial := ask.course.partial:
             raise failures.did_not_come_back(exc, partial_text=partial) from exc
         raise
