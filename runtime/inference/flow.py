@@ -16,7 +16,7 @@ from runtime.errors import (
     LLMBadResponseError,
     LLMError,
     LLMInvalidRequestError,
-    LLMProviderError,
+    RequestTimeoutError,
     ServerStatusError,
     UnreadableAnswerError,
 )
@@ -28,8 +28,6 @@ from runtime.inference.effects import (
     ExpiredError,
     Pause,
     Read,
-    WireError,
-    locate,
     read_all,
 )
 from runtime.inference.exchange import (
@@ -37,6 +35,8 @@ from runtime.inference.exchange import (
     MAX_BODY_BYTES,
     TEXT_PATH,
     broken,
+    late,
+    located,
     opened,
     post,
 )
@@ -47,7 +47,6 @@ from runtime.inference.stream import ThoughtDelta
 if TYPE_CHECKING:
     from runtime.contracts import LLMDelta, LLMResponse
     from runtime.engines.base import Endpoint
-    from runtime.errors import RequestTimeoutError
     from runtime.inference.clock import Limits, Phase
     from runtime.inference.closing import Closed
     from runtime.inference.effects import Flow, HttpHead
@@ -127,7 +126,7 @@ def _in_its_slot(ask: _Ask, places: Places) -> Flow[LLMResponse]:
     Chosen only when the request has come up in line: before, all slots are busy, and where it would
     be at home is not known yet.
     """
-    endpoint = yield from locate(ask.clock.left_s)
+    endpoint = yield from located(ask.clock)
     seat = places.take(ask.wish, endpoint)
     if seat is None:
         return (yield from _answered(ask))
@@ -331,7 +330,9 @@ def _located(ask: _Ask) -> Flow[Endpoint]:
 
 def _located_once(ask: _Ask) -> Flow[Endpoint]:
     try:
-        return (yield from locate(ask.clock.left_s))
+        return (yield from located(ask.clock, partial_text=ask.course.partial))
+    except RequestTimeoutError:
+        raise
     except LLMError as exc:  # also that its model's file is gone
         if partial := ask.course.partial:
             raise failures.did_not_come_back(exc, partial_text=partial) from exc
@@ -341,24 +342,19 @@ def _located_once(ask: _Ask) -> Flow[Endpoint]:
 def _late(
     exc: ExpiredError, ask: _Ask, answer: Answer, phase: Phase, endpoint: Endpoint
 ) -> Flow[RequestTimeoutError]:
-    """The error for a deadline that passed, with what the engine was doing."""
-    if exc.connecting:
-        return ask.clock.timeout("connect", partial_text=ask.course.partial)
-    doing = [_doing(answer, phase, told=endpoint.kind in payload.LLAMA_CPP_KINDS)]
-    try:
-        yield from locate(0.0)
-    except (LLMProviderError, WireError) as state:  # a managed server that is not ready says so
-        doing.append(str(state.args[0]).rstrip("."))
-    return ask.clock.timeout(
+    return late(
+        exc,
+        ask.clock,
         phase,
+        address=endpoint.base_url,
+        doing=_doing(answer, phase, told=endpoint.kind in payload.LLAMA_CPP_KINDS),
         partial_text=answer.text or ask.course.partial,
-        doing="; ".join(part for part in doing if part),
     )
 
 
 def _doing(answer: Answer, phase: Phase, *, told: bool) -> str:
     if answer.moves:
-        return f"the engine had given {answer.tokens} tokens"
+        return f"the engine had given {answer.tokens:,} token{'s' * (answer.tokens != 1)}"
     if answer.progress is None:
         return "no slot of the engine had taken it up" if told and phase != "total" else ""
     done, total = answer.progress
