@@ -12,7 +12,7 @@ from runtime.errors import (
     ConnectionLostError,
     LLMBadResponseError,
     LLMError,
-    LLMProviderError,
+    RequestTimeoutError,
     UnreadableAnswerError,
 )
 from runtime.inference import failures, follow_ups, payload
@@ -23,8 +23,6 @@ from runtime.inference.effects import (
     ExpiredError,
     Pause,
     Read,
-    WireError,
-    locate,
     read_all,
 )
 from runtime.inference.exchange import (
@@ -32,6 +30,8 @@ from runtime.inference.exchange import (
     MAX_BODY_BYTES,
     TEXT_PATH,
     broken,
+    late,
+    located,
     opened,
     post,
 )
@@ -42,7 +42,6 @@ from runtime.inference.stream import ThoughtDelta
 if TYPE_CHECKING:
     from runtime.contracts import LLMDelta
     from runtime.engines.base import Endpoint
-    from runtime.errors import RequestTimeoutError
     from runtime.inference import reply
     from runtime.inference.clock import Limits, Phase
     from runtime.inference.effects import Flow, HttpHead
@@ -187,7 +186,9 @@ def _located(ask: Ask) -> Flow[Endpoint]:
 
 def _located_once(ask: Ask) -> Flow[Endpoint]:
     try:
-        return (yield from locate(ask.clock.left_s))
+        return (yield from located(ask.clock, partial_text=ask.course.partial))
+    except RequestTimeoutError:
+        raise
     except LLMError as exc:  # also that its model's file is gone
         if partial := ask.course.partial:
             raise failures.did_not_come_back(exc, partial_text=partial) from exc
@@ -197,24 +198,19 @@ def _located_once(ask: Ask) -> Flow[Endpoint]:
 def _late(
     exc: ExpiredError, ask: Ask, answer: Answer, phase: Phase, endpoint: Endpoint
 ) -> Flow[RequestTimeoutError]:
-    """The error for a deadline that passed, with what the engine was doing."""
-    if exc.connecting:
-        return ask.clock.timeout("connect", partial_text=ask.course.partial)
-    doing = [_doing(answer, phase, told=endpoint.kind in payload.LLAMA_CPP_KINDS)]
-    try:
-        yield from locate(0.0)
-    except (LLMProviderError, WireError) as state:  # a managed server that is not ready says so
-        doing.append(str(state.args[0]).rstrip("."))
-    return ask.clock.timeout(
+    return late(
+        exc,
+        ask.clock,
         phase,
+        address=endpoint.base_url,
+        doing=_doing(answer, phase, told=endpoint.kind in payload.LLAMA_CPP_KINDS),
         partial_text=answer.text or ask.course.partial,
-        doing="; ".join(part for part in doing if part),
     )
 
 
 def _doing(answer: Answer, phase: Phase, *, told: bool) -> str:
     if answer.moves:
-        return f"the engine had given {answer.tokens} tokens"
+        return f"the engine had given {answer.tokens:,} token{'s' * (answer.tokens != 1)}"
     if answer.progress is None:
         return "no slot of the engine had taken it up" if told and phase != "total" else ""
     done, total = answer.progress

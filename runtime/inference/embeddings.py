@@ -266,7 +266,8 @@ class _Work:
         # not refused any more.
         yield from take_place(clock.until("total"), bounded=not self._begun)
         self._begun = True
-        endpoint, head, body = yield from fetch(request, clock)
+        doing = f"it had embedded {self.done:,} of {len(self._texts):,} texts"
+        endpoint, head, body = yield from fetch(request, clock, doing=doing)
         if head.status != 200:
             raise failures.from_answer(head, body, model=model or endpoint.model)
         try:

@@ -19,7 +19,8 @@ from runtime.errors import (
 )
 from runtime.inference import failures, follow_ups, payload, queueing, reply, wishes
 from runtime.inference.attempt import Ask, SilentStreamError, send
-from runtime.inference.effects import Emit, Pause, locate
+from runtime.inference.effects import Emit, Pause
+from runtime.inference.exchange import located
 from runtime.inference.recovery import BrokeOffError, DivergedError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _in_its_slot(ask: Ask, places: Places) -> Flow[LLMResponse]:
     Chosen only when the request has come up in line: before, all slots are busy, and where it would
     be at home is not known yet.
     """
-    endpoint = yield from locate(ask.clock.left_s)
+    endpoint = yield from located(ask.clock)
     seat = places.take(ask.wish, endpoint)
     if seat is None:
         return (yield from _answered(ask))
