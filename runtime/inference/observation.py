@@ -169,7 +169,7 @@ class Observer:
         error: BaseException | None = None
         try:
             result = yield from _followed(flow, trip)
-        except BaseException as exc:
+        except BaseException as exc:  # closed or cancelled, too
             error = exc
             raise
         else:
