@@ -47,6 +47,11 @@ class RoutedClient(LlamaClient):
         """What its requests so far came to."""
         return self._observer.counters()
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether its server has ended, and none will be started by itself."""
+        return self.server is not None and self.server.state in RESTING_STATES
+
     def within(self, left_s: float) -> Self:
         """This client, for one request that has no more time than that."""
         hurried = copy.copy(self)
@@ -112,7 +117,7 @@ class ClientLoader:
 
     def usable(self, name: str, loaded: RoutedClient) -> bool:  # noqa: ARG002 - of the protocol
         """Whether its server runs, or is being restarted."""
-        return loaded.server is None or loaded.server.state not in RESTING_STATES
+        return not loaded.has_failed
 
     def counters(self) -> dict[str, object]:
         """What the requests to all models came to, those that are unloaded included."""

@@ -6,11 +6,11 @@ import logging
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from runtime.client._residency import Resident, admit, next_due, overdue
 from runtime.client._seats import Lease, LoadError, Seat, State
-from runtime.errors import LLMError, ModelTooLargeError, RequestTimeoutError
+from runtime.errors import LLMError, ModelTooLargeError, QueueFullError, RequestTimeoutError
 from runtime.inference.failures import client_closed
 
 if TYPE_CHECKING:
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from runtime.client._seats import Loader
 
 R = TypeVar("R")
+
+_DOING: Final = {
+    State.PREPARING: "its file was being fetched or looked at",
+    State.LOADING: "its engine was loading it",
+    State.READY: "it was ready just then",
+    State.UNLOADING: "its engine was being ended, to be started anew",
+}
 
 log = logging.getLogger(__name__)
 
@@ -74,16 +81,25 @@ class ModelPool(Generic[R]):
                 for name, seat in self._seats.items()
             }
 
-    def acquire(self, name: str, *, until: float, given_up: Callable[[], bool]) -> Lease[R]:
+    def acquire(
+        self,
+        name: str,
+        *,
+        until: float,
+        given_up: Callable[[], bool],
+        most_waiting: int | None = None,
+    ) -> Lease[R]:
         """Use a model, which is loaded first where it is not.
 
         Args:
             name: The model.
             until: Instant until which to wait.
             given_up: Whether nobody wants it any more; looked at when :meth:`nudge` is called.
+            most_waiting: How many may wait for it while it is on its way; None for any number.
 
         Raises:
             LoadError: It could not be loaded.
+            QueueFullError: As many wait for it as may.
             RequestTimeoutError: Not in time; says what it waited for.
             EngineNotRunningError: The pool is closed, or it was given up.
         """
@@ -100,6 +116,7 @@ class ModelPool(Generic[R]):
                     seat.state = State.UNLOADING
                     self._thread(self._unload, seat)
                 if seat.state is not State.UNLOADING:
+                    _refuse_crowd(seat, most_waiting)
                     return self._claim(seat, until, began_at, given_up)
                 self._wait(seat, until, began_at)
 
@@ -211,18 +228,21 @@ class ModelPool(Generic[R]):
     def _late(self, seat: Seat[R], after_s: float) -> RequestTimeoutError:
         if not seat.waits_for_room:
             return RequestTimeoutError(
-                f"{seat.name} was not loaded within {after_s:.1f} s (it is {seat.state.value}).",
+                f"{seat.name} was not loaded within {after_s:.1f} s (total deadline): "
+                f"{_DOING[seat.state]}.",
                 phase="load",
                 after_s=after_s,
+                doing=_DOING[seat.state],
                 hint="Raise request_timeout_s, or fetch the model beforehand.",
             )
         used = ", ".join(each.name for each in self._seats.values() if each.users and each.loaded)
         return RequestTimeoutError(
-            f"There was no room for {seat.name} within {after_s:.1f} s: it needs "
+            f"There was no room for {seat.name} within {after_s:.1f} s (total deadline): it needs "
             f"{seat.planned_bytes / 2**20:,.0f} MiB of {self._budget / 2**20:,.0f} MiB, and models "
             f"in use are not unloaded ({used or 'none now'}).",
             phase="room",
             after_s=after_s,
+            doing=f"in use: {used}" if used else None,
             hint="Raise memory_budget_bytes or request_timeout_s, or close streams that are open.",
         )
 
@@ -334,3 +354,14 @@ class ModelPool(Generic[R]):
         for seat in going:
             log.info("unloading %s, unused for %.0f s", seat.name, seat.idle_timeout_s or 0.0)
             self._unload(seat)
+
+
+def _refuse_crowd(seat: Seat[R], most_waiting: int | None) -> None:
+    if seat.loaded is None and most_waiting is not None and seat.users >= most_waiting:
+        raise QueueFullError(
+            f"{seat.name} is still being loaded, and {seat.users} requests wait for it already.",
+            waiting=seat.users,
+            running=0,
+            max_queue=most_waiting,
+            hint="Send fewer at once, try again later, or raise max_queue.",
+        )

@@ -10,12 +10,15 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from runtime.inference.fitting import room_for_answer
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from runtime.contracts.types import TaskPriority
 
 Basis = Literal["measured", "estimated"]
+Lack = Literal["", "answer", "prompt"]
 
 USUAL_ANSWER_TOKENS: Final = 256
 """Length of an answer that nobody bounded and nothing is known of."""
@@ -58,6 +61,7 @@ class Candidate:
         parameters: How many weights; None where nothing tells.
         quantization: The usual name (``"Q4_K_M"``), or None.
         needed_bytes: Memory it takes while loaded; None where nothing tells.
+        context_tokens: Tokens that one request may hold, answer included; None where nothing tells.
         usd_per_million_tokens: What its owner charges, prompt and answer alike.
         speed: None where nothing tells.
     """
@@ -69,6 +73,7 @@ class Candidate:
     parameters: int | None = None
     quantization: str | None = None
     needed_bytes: int | None = None
+    context_tokens: int | None = None
     usd_per_million_tokens: float = 0.0
     speed: Speed | None = None
 
@@ -104,12 +109,14 @@ class Considered:
             models of one class differ by less than about 40 %. None where nothing tells.
         expected_ms: Until the whole answer is there, loading included; None where nothing tells.
         cost_usd: What the answer costs at most.
+        lacks: What there is no room for in its context, as far as the prompt can be reckoned.
     """
 
     candidate: Candidate
     size_class: int | None
     expected_ms: float | None
     cost_usd: float
+    lacks: Lack
 
     def note(self) -> dict[str, object]:
         """The numbers as JSON values."""
@@ -120,6 +127,8 @@ class Considered:
             "loaded": self.candidate.loaded,
             "expected_ms": None if self.expected_ms is None else round(self.expected_ms),
             "cost_usd": self.cost_usd,
+            "context_tokens": self.candidate.context_tokens,
+            "lacks_room_for": self.lacks or None,
             "basis": speed.basis if speed else None,
             "prompt_tokens_per_s": round(speed.prompt_tokens_per_s, 1) if speed else None,
             "decode_tokens_per_s": round(speed.decode_tokens_per_s, 1) if speed else None,
@@ -149,6 +158,11 @@ def rank(candidates: Sequence[Candidate], task: Task, *, budget_bytes: int) -> R
     - ``balanced``: the most parameters per unit of time: twice the model may take twice as long.
 
     What nothing is known of comes last; among equals the order in which they were listed holds.
+
+    Models whose context has room for prompt and answer come before those that have it for the
+    prompt alone, and these before those for which the prompt is too long; of these the largest
+    context is first. That orders and excludes nothing: a prompt's length is only reckoned here, and
+    the model's own server knows it.
     """
     order: list[Considered] = []
     excluded: dict[str, str] = {}
@@ -159,7 +173,7 @@ def rank(candidates: Sequence[Candidate], task: Task, *, budget_bytes: int) -> R
             order.append(considered)
         else:
             excluded[candidate.name] = reason
-    order.sort(key=lambda each: _key(each, task.priority))
+    order.sort(key=lambda each: (*_room_key(each), *_key(each, task.priority)))
     return Ranking(order=tuple(order), excluded=excluded)
 
 
@@ -193,7 +207,23 @@ def _considered(candidate: Candidate, task: Task) -> Considered:
         size_class=size_class,
         expected_ms=None if expected_s is None else expected_s * 1000,
         cost_usd=(task.prompt_tokens + answer) * candidate.usd_per_million_tokens / 1e6,
+        lacks=_lacks(candidate.context_tokens, task),
     )
+
+
+def _lacks(context_tokens: int | None, task: Task) -> Lack:
+    if context_tokens is None:
+        return ""
+    if task.prompt_tokens > context_tokens:
+        return "prompt"
+    room = task.max_tokens if task.max_tokens is not None else room_for_answer(context_tokens)
+    return "answer" if task.prompt_tokens + room > context_tokens else ""
+
+
+def _room_key(considered: Considered) -> tuple[int, int]:
+    if considered.lacks != "prompt":
+        return (1 if considered.lacks else 0, 0)
+    return (2, -(considered.candidate.context_tokens or 0))
 
 
 def _unfit(considered: Considered, task: Task, budget_bytes: int) -> str | None:

@@ -8,7 +8,7 @@ import platform
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from runtime.client._ranking import Candidate
 from runtime.client._speeds import Measured, speed_of
@@ -16,7 +16,7 @@ from runtime.engines.detect import choose
 from runtime.errors import ConfigError, ModelNotFoundError, ModelTooLargeError
 from runtime.hardware import cpu_budget, cpu_features, gpu_hint
 from runtime.memo import file_identity
-from runtime.settings import ServerConfig
+from runtime.settings import DEFAULT_CTX_SIZE, ServerConfig
 from runtime.store.gguf import read_facts
 from runtime.store.refs import AliasRef, PathRef, parse_ref
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
     from runtime.client._speeds import SpeedBook
     from runtime.store import LocalModel, ModelStore, PullProgress
+
+
+DEFAULT_SLOTS: Final = 4
+"""What ``parallel="auto"`` comes to where there is room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class _Facts:
     quantization: str | None = None
     size_bytes: int | None = None
     context: int | None = None
+    slots: int = DEFAULT_SLOTS
     answers: bool = True
     tools: bool = False
     needed_bytes: int | None = None
@@ -119,7 +124,9 @@ class KnownModel:
         identity = self._facts.identity
         return None if identity is None else f"{self._build}|{identity}"
 
-    def candidate(self, book: SpeedBook, *, loaded: bool) -> Candidate:
+    def candidate(
+        self, book: SpeedBook, *, loaded: bool, context_tokens: int | None = None
+    ) -> Candidate:
         """What ranking needs to know of it."""
         facts, key = self._facts, self.key
         return Candidate(
@@ -130,6 +137,7 @@ class KnownModel:
             parameters=facts.parameters,
             quantization=facts.quantization,
             needed_bytes=facts.needed_bytes,
+            context_tokens=context_tokens,
             usd_per_million_tokens=self._price,
             speed=speed_of(
                 book.get(key) if key else None,
@@ -186,22 +194,25 @@ class KnownModel:
                 quantization=entry.quantization,
                 size_bytes=entry.size_bytes,
                 context=self._context(entry.context),
+                slots=self._slots,
                 answers=entry.kind not in {"embedding", "reranker"},
                 tools=entry.tools,
                 needed_bytes=entry.size_bytes,
             )
         read = read_facts(local.path)
-        pages = 0
+        pages, context, slots = 0, self._context(read.context_train), self._slots
         try:
             plan = self._store.plan(local.reference, self.config)
             needed, pages = plan.host_bytes, plan.file_pages_bytes
+            context, slots = plan.request.slot_ctx, plan.request.parallel
         except ModelTooLargeError as exc:  # beside what is loaded now; the budget decides later
             needed = exc.needed_bytes
         return _Facts(
             parameters=read.parameters,
             quantization=read.quantization,
             size_bytes=read.size_bytes,
-            context=self._context(read.context_train),
+            context=context,
+            slots=slots,
             answers=not read.is_embedding_model,
             tools="tools" in (self.config.chat_template or read.chat_template or ""),
             needed_bytes=needed,
@@ -209,11 +220,17 @@ class KnownModel:
             identity=local.sha256 or file_identity(local.path),
         )
 
+    @property
+    def _slots(self) -> int:
+        asked_for = self.config.parallel
+        return DEFAULT_SLOTS if asked_for == "auto" else asked_for
+
     def _context(self, trained: int) -> int | None:
-        wanted = self.config.ctx_size
+        """Before the file can be looked at, or while other models leave it no room."""
+        wanted = self.config.ctx_size or DEFAULT_CTX_SIZE
         if wanted == "auto":
             return trained or None
-        return min(wanted or 4096, trained or wanted or 4096)
+        return min(wanted, trained or wanted)
 
 
 def known_models(

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
+from runtime.client._journey import Failures, Journey, Route
 from runtime.client._ranking import CHARS_PER_TOKEN, Task, rank
 from runtime.client._routed_stream import Course, RoutedStream
-from runtime.client._seats import LoadError
 from runtime.client._speeds import from_answer
 from runtime.contracts import LLMRequest, LLMStreamEvent, TaskPriority
-from runtime.errors import (
-    EngineNotRunningError,
-    LLMInvalidRequestError,
-    NoModelFitsError,
-    RequestTimeoutError,
-)
+from runtime.errors import LLMError, LLMInvalidRequestError, NoModelFitsError
 from runtime.inference import discovery
+from runtime.inference.queueing import DEFAULT_MAX_QUEUE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
     from runtime.client._loading import RoutedClient
     from runtime.client._pool import ModelPool
-    from runtime.client._ranking import Ranking
     from runtime.client._routed import KnownModel
-    from runtime.client._seats import Lease
     from runtime.client._speeds import SpeedBook
     from runtime.client._stream import AnswerStream
     from runtime.client.sync import LlamaClient
@@ -34,30 +27,10 @@ if TYPE_CHECKING:
     from runtime.inference.wishes import Wish
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 AUTO: Final = "auto"
 """The router's default model: naming it, or none, leaves the choice to the router."""
-
-
-_TRY_AGAIN_S: Final = 60.0
-"""For so long after it could not be loaded, a model is tried only when all others fail, too."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """Where a request may go.
-
-    Attributes:
-        names: The models to try, best first.
-        why: Why the first one is.
-        ranking: How they compare; None when the request named one.
-        broken: Those that could not be loaded a moment ago and so come last, and why not.
-    """
-
-    names: tuple[str, ...]
-    why: str
-    ranking: Ranking | None = None
-    broken: Mapping[str, str] = field(default_factory=dict)
 
 
 class Router:
@@ -70,6 +43,7 @@ class Router:
         profile: What requests want that do not say it.
         budget_bytes: The memory budget.
         timeout_s: Most time for a request, the wait for its model included, seconds.
+        max_queue: How many requests may be in line for each model.
     """
 
     def __init__(
@@ -81,6 +55,7 @@ class Router:
         profile: TaskProfile,
         budget_bytes: int,
         timeout_s: float,
+        max_queue: int = DEFAULT_MAX_QUEUE,
     ) -> None:
         self._models = models
         self._pool = pool
@@ -88,7 +63,8 @@ class Router:
         self._profile = profile
         self._budget = budget_bytes
         self._timeout_s = timeout_s
-        self._failures: dict[str, tuple[float, str]] = {}
+        self._max_queue = max_queue
+        self._failures = Failures()
 
     def named(self, model: str | None) -> str | None:
         """The model that a request names; None when it leaves the choice to the router.
@@ -120,7 +96,11 @@ class Router:
         task = _task(wish, getattr(request, "task_profile", None) or self._profile)
         loaded = self._pool.loaded()
         candidates = [
-            known.candidate(self._book, loaded=known.name in loaded)
+            known.candidate(
+                self._book,
+                loaded=known.name in loaded,
+                context_tokens=self.context_tokens(known, loaded.get(known.name)),
+            )
             for known in self._models.values()
         ]
         ranking = rank(candidates, task, budget_bytes=self._budget)
@@ -132,62 +112,27 @@ class Router:
                 hint="Ask for less in its task_profile, or name a model.",
             )
         names = [each.candidate.name for each in ranking.order]
-        broken = self._broken(names)
+        broken = self._failures.among(names)
         names.sort(key=lambda name: name in broken)
         why = f"first of {len(names)} by {task.priority}" if len(names) > 1 else "the only one left"
+        if len({each.lacks for each in ranking.order}) > 1:
+            why += ", those with room for it before the others"
         return Route(names=tuple(names), why=why, ranking=ranking, broken=broken)
-
-    def _broken(self, names: Iterable[str]) -> dict[str, str]:
-        since = time.monotonic() - _TRY_AGAIN_S
-        failures = {name: self._failures.get(name) for name in names}
-        return {
-            name: f"it could not be loaded: {failure[1]}"
-            for name, failure in failures.items()
-            if failure is not None and failure[0] > since
-        }
-
-    def enter(
-        self, route: Route, given_up: Callable[[], bool] = lambda: False
-    ) -> tuple[str, Lease[RoutedClient], dict[str, object]]:
-        """The first model of the route that can be had: its name, its use, and what to tell of it.
-
-        One that cannot be loaded gives way to the next; that is told, too.
-
-        Raises:
-            LLMError: None could be had: why not the first of them.
-        """
-        began_at = time.monotonic()
-        failed: dict[str, BaseException] = {}
-        broken = dict(route.broken)
-        loaded = self._pool.loaded()
-        for name in route.names:
-            try:
-                lease = self._pool.acquire(
-                    name, until=began_at + self._timeout_s, given_up=given_up
-                )
-            except LoadError as exc:
-                if isinstance(exc.error, RequestTimeoutError | EngineNotRunningError):
-                    raise exc.error.with_traceback(None) from None
-                failed[name] = exc.error
-                self._failures[name] = (time.monotonic(), str(exc.error))
-                broken |= self._broken([name])
-                continue
-            self._failures.pop(name, None)
-            broken.pop(name, None)
-            waited_s = time.monotonic() - began_at
-            return name, lease, _note(route, name, broken, name in loaded, waited_s)
-        raise failed[route.names[0]].with_traceback(None)
 
     def answer(
         self, wish: Wish, request: object, ask: Callable[[LlamaClient], LLMResponse]
     ) -> LLMResponse:
         """A whole answer, in what time the wait for its model left."""
-        began_at = time.monotonic()
-        name, lease, note = self.enter(self.route(wish, request))
-        with lease:
-            response = ask(lease.loaded.within(self._left_s(began_at)))
-        self._learn(name, response)
-        return _routed(response, note)
+        journey = self._journey(self.route(wish, request))
+        while True:
+            with journey.next() as lease:
+                try:
+                    response = ask(lease.loaded.within(journey.left_s))
+                except LLMError as exc:
+                    journey.give_way(exc, lease.loaded)
+                    continue
+            self._learn(journey.name, response)
+            return _routed(response, journey.note())
 
     def stream(
         self, wish: Wish, request: object, ask: Callable[[LlamaClient], AnswerStream[Item]]
@@ -196,25 +141,56 @@ class Router:
         course: Course[Item] = Course(self._pool.nudge)
         return RoutedStream(self._steps(self.route(wish, request), course, ask), course)
 
+    def use(self, name: str, ask: Callable[[LlamaClient], Result]) -> Result:
+        """What one model says, in what time the wait for it left."""
+        journey = self._journey(Route(names=(name,), why="it was named"))
+        with journey.next() as lease:
+            return ask(lease.loaded.within(journey.left_s))
+
+    def context_tokens(self, known: KnownModel, client: LlamaClient | None) -> int | None:
+        """Tokens that one request to a model may hold: what its server says, else what is planned.
+
+        Args:
+            known: The model.
+            client: Its client, while it is loaded.
+        """
+        return client.capabilities().max_context_tokens if client else known.facts.context
+
     def _steps(
         self, route: Route, course: Course[Item], ask: Callable[[LlamaClient], AnswerStream[Item]]
     ) -> Generator[Item, None, None]:
-        began_at = time.monotonic()
-        name, lease, note = self.enter(route, lambda: course.closed)
-        with lease, ask(lease.loaded.within(self._left_s(began_at))) as inner:
-            course.follow(inner, note)
-            while True:
-                try:
-                    item = next(inner)
-                except StopIteration as stop:
-                    self._learn(name, stop.value)  # the response, whatever was handed out
-                    return
-                if isinstance(item, LLMStreamEvent) and item.response is not None:
-                    item = replace(item, response=_routed(item.response, note))
-                yield item
+        journey = self._journey(route, lambda: course.closed)
+        while True:
+            begun = False
+            with journey.next() as lease, ask(lease.loaded.within(journey.left_s)) as inner:
+                note = journey.note()
+                course.follow(inner, note)
+                while True:
+                    try:
+                        item = next(inner)
+                    except StopIteration as stop:
+                        # The value is the response, whatever was handed out.
+                        self._learn(journey.name, stop.value)
+                        return
+                    except LLMError as exc:
+                        if begun or course.closed:
+                            raise
+                        journey.give_way(exc, lease.loaded)
+                        break
+                    begun = True
+                    if isinstance(item, LLMStreamEvent) and item.response is not None:
+                        item = replace(item, response=_routed(item.response, note))
+                    yield item
 
-    def _left_s(self, began_at: float) -> float:
-        return began_at + self._timeout_s - time.monotonic()
+    def _journey(self, route: Route, given_up: Callable[[], bool] = lambda: False) -> Journey:
+        return Journey(
+            route,
+            pool=self._pool,
+            failures=self._failures,
+            timeout_s=self._timeout_s,
+            most_waiting=lambda name: self._max_queue + self._models[name].facts.slots,
+            given_up=given_up,
+        )
 
     def _learn(self, name: str, response: object) -> None:
         known = self._models[name]
@@ -256,21 +232,6 @@ def _task(wish: Wish, profile: object) -> Task:
         max_cost_usd=getattr(profile, "max_cost_usd", None),
         max_latency_ms=getattr(profile, "max_latency_ms", None),
     )
-
-
-def _note(
-    route: Route, name: str, broken: Mapping[str, str], loaded: bool, waited_s: float
-) -> dict[str, object]:
-    ranking = route.ranking
-    better = "" if not broken else ", for what could be loaded"
-    return {
-        "chosen": name,
-        "why": route.why + better,
-        "considered": [each.note() for each in ranking.order] if ranking else [],
-        "excluded": {**(ranking.excluded if ranking else {}), **broken},
-        "was_loaded": loaded,
-        "waited_ms": round(waited_s * 1000, 1),
-    }
 
 
 def _routed(response: LLMResponse, note: Mapping[str, object]) -> LLMResponse:

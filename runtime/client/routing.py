@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from runtime.client._loading import ClientLoader
 from runtime.client._pool import ModelPool
 from runtime.client._routed import known_models
-from runtime.client._router import AUTO, Route, Router, without_model
+from runtime.client._router import AUTO, Router, without_model
 from runtime.client._speeds import SpeedBook
 from runtime.contracts import (
     BackendCapabilities,
@@ -25,6 +25,7 @@ from runtime.inference import structured, wishes
 from runtime.inference.bounds import Bounds
 from runtime.inference.clock import Limits
 from runtime.inference.policy import Policy
+from runtime.inference.queueing import DEFAULT_MAX_QUEUE, checked_max_queue
 from runtime.store import ModelStore
 from runtime.store.fit import margin_bytes
 
@@ -46,8 +47,9 @@ if TYPE_CHECKING:
         LLMRequest,
         LLMResponse,
         LLMStreamEvent,
+        ToolSpec,
     )
-    from runtime.inference.policy import EnforcementLevel, OnTruncation
+    from runtime.inference.policy import EnforcementLevel, Fitting, OnTruncation
     from runtime.settings import ServerConfig
     from runtime.store import PullProgress
 
@@ -85,9 +87,11 @@ class RoutingClient:
         first_token_timeout_s: float = _DEFAULTS.first_token_timeout_s,
         stall_timeout_s: float = _DEFAULTS.stall_timeout_s,
         max_retries: int = _DEFAULTS.max_retries,
+        max_queue: int = DEFAULT_MAX_QUEUE,
         on_truncation: OnTruncation = "error",
         enforcement: EnforcementLevel = "best",
         bounds: Bounds | None = None,
+        fit: Fitting = "error",
         progress: Callable[[PullProgress], None] | None = None,
         **server_options: Unpack[ServerOptions],
     ) -> None:
@@ -106,9 +110,12 @@ class RoutingClient:
             first_token_timeout_s: From when the model is loaded.
             stall_timeout_s: As there.
             max_retries: As there.
+            max_queue: As there, for each model; while one is being loaded, as many more may wait as
+                it will have slots.
             on_truncation: As there.
             enforcement: As there.
             bounds: As there.
+            fit: As there.
             progress: As there.
             server_options: Settings of every model's server that its own configuration leaves open.
 
@@ -130,8 +137,12 @@ class RoutingClient:
         }
         self._limits = Limits(**limits)
         self._policy = Policy(
-            on_truncation=on_truncation, enforcement=enforcement, bounds=bounds or Bounds()
+            on_truncation=on_truncation,
+            enforcement=enforcement,
+            bounds=bounds or Bounds(),
+            fit=fit,
         )
+        self._max_queue = checked_max_queue(max_queue)
         self._name = name
         self._profile = task_profile or TaskProfile()
         self._budget = memory_budget_bytes
@@ -150,6 +161,8 @@ class RoutingClient:
                 "on_truncation": on_truncation,
                 "enforcement": enforcement,
                 "bounds": bounds,
+                "fit": fit,
+                "max_queue": max_queue,
             },
             progress=progress,
         )
@@ -163,6 +176,7 @@ class RoutingClient:
             profile=self._profile,
             budget_bytes=memory_budget_bytes,
             timeout_s=request_timeout_s,
+            max_queue=max_queue,
         )
 
     # --- the contract -------------------------------------------------------------------------
@@ -252,7 +266,11 @@ class RoutingClient:
         return AUTO
 
     def capabilities(self) -> BackendCapabilities:
-        """What every one of the models can do, as far as is known without loading them."""
+        """What every one of the models can do, as far as is known without loading them.
+
+        ``max_context_tokens`` is the largest context of them, for a request that leaves the choice
+        to the router gets a model that holds it; ``describe()["context_tokens"]`` has each one's.
+        """
         loaded = self._pool.loaded()
         seen = [
             loaded[known.name].capabilities()
@@ -262,12 +280,11 @@ class RoutingClient:
                 tool_calling="native" if known.facts.tools else "best_effort",
                 json_mode="native",
                 vision=False,
-                max_context_tokens=known.facts.context,
+                max_context_tokens=None,
             )
             for known in self._models.values()
             if known.facts.answers
         ]
-        contexts = [each.max_context_tokens for each in seen if each.max_context_tokens]
         native = all(each.tool_calling == "native" for each in seen)
         enforced = all(each.json_mode == "native" for each in seen)
         return BackendCapabilities(
@@ -275,8 +292,16 @@ class RoutingClient:
             tool_calling="native" if native else "best_effort",
             json_mode="native" if enforced else "prompt+validate",
             vision=bool(seen) and all(each.vision for each in seen),
-            max_context_tokens=min(contexts, default=None),
+            max_context_tokens=max(filter(None, self._contexts().values()), default=None),
         )
+
+    def _contexts(self) -> dict[str, int | None]:
+        loaded = self._pool.loaded()
+        return {
+            known.name: self._router.context_tokens(known, loaded.get(known.name))
+            for known in self._models.values()
+            if known.facts.answers
+        }
 
     def config_snapshot(self) -> Mapping[str, object]:
         """The configuration: JSON-serializable, no secrets."""
@@ -287,12 +312,12 @@ class RoutingClient:
             "base_url": None,
             "model": None,
             "model_patterns": [name for each in self._models.values() for name in each.names],
-            "context_window": None,
             "memory_budget_bytes": self._budget,
             "idle_timeout_s": self._idle_timeout_s,
             "task_profile": {**asdict(self._profile), "tags": list(self._profile.tags)},
             **asdict(self._limits),
             **asdict(self._policy),
+            "max_queue": self._max_queue,
             "models": {
                 known.name: {"tags": list(known.tags), "server": known.config.public()}
                 for known in self._models.values()
@@ -300,7 +325,11 @@ class RoutingClient:
         }
         secrets = [known.config.hash() for known in self._models.values()]
         text = json.dumps([values, secrets], sort_keys=True, ensure_ascii=False)
-        return {**values, "config_hash": hashlib.sha256(text.encode()).hexdigest()[:16]}
+        return {
+            **values,
+            "context_window": self.capabilities().max_context_tokens,
+            "config_hash": hashlib.sha256(text.encode()).hexdigest()[:16],
+        }
 
     def server_snapshot(self) -> Mapping[str, object] | None:
         """The server of the model that was used last; None while none is loaded."""
@@ -317,6 +346,7 @@ class RoutingClient:
             "capabilities": asdict(self.capabilities()),
             "server": self.server_snapshot(),
             "counters": self._loader.counters(),
+            "context_tokens": self._contexts(),
             "residency": self._pool.table(),
             "models": {name: client.describe() for name, client in clients.items()},
         }
@@ -337,26 +367,31 @@ class RoutingClient:
         """
         embedders = [each.name for each in self._models.values() if not each.facts.answers]
         name = self._router.named(model) or next(iter((*embedders, *self._models)))
-        _, lease, _ = self._router.enter(Route(names=(name,), why="it embeds"))
-        with lease:
-            return lease.loaded.embed(texts, truncate=truncate)
+        return self._router.use(name, lambda client: client.embed(texts, truncate=truncate))
 
     def count_tokens(
-        self, text_or_messages: str | Sequence[LLMMessage], *, model: str | None = None
+        self,
+        text_or_messages: str | Sequence[LLMMessage] | LLMRequest,
+        *,
+        model: str | None = None,
+        tools: Sequence[ToolSpec] = (),
+        params: LLMChatParams | None = None,
     ) -> int:
         """Tokens by a model's own count; models differ.
 
         Args:
             text_or_messages: As for :meth:`runtime.LlamaClient.count_tokens`.
             model: Whose count; None for the first model that was listed and chats.
+            tools: As there.
+            params: As there.
         """
         name = self._router.named(model) or next(
             (known.name for known in self._models.values() if known.facts.answers),
             next(iter(self._models)),
         )
-        _, lease, _ = self._router.enter(Route(names=(name,), why="it counts"))
-        with lease:
-            return lease.loaded.count_tokens(text_or_messages)
+        return self._router.use(
+            name, lambda client: client.count_tokens(text_or_messages, tools=tools, params=params)
+        )
 
     def parse(
         self,

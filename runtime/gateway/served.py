@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from runtime.client._loading import engine_bytes
 from runtime.client.aio import AsyncLlamaClient
 from runtime.inference import embeddings, tokens, wishes
-from runtime.inference.async_transport import AsyncWire
+from runtime.inference.async_wire import AsyncWire
 from runtime.inference.failures import client_closed
 from runtime.inference.observation import summed
 from runtime.server.lifecycle import RESTING_STATES

@@ -69,9 +69,9 @@ def cpu_features(root: Path = Path("/")) -> tuple[str, frozenset[str]]:
     return platform.machine(), frozenset(match[1].split()) if match else frozenset()
 
 
-def cpu_name(root: Path = Path("/")) -> str:
+def cpu_name() -> str:
     """What the processor calls itself ("AMD EPYC 7763 64-Core Processor"), else its kind."""
-    text = read_text(root / "proc/cpuinfo") or ""
+    text = read_text(Path("/proc/cpuinfo")) or ""
     match = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
     return match[1].strip() if match else platform.processor() or platform.machine()
 

@@ -33,20 +33,17 @@ class References:
 
     Args:
         document: The schema.
-        others: Further schemas, by their addresses.
         exact: Whether what must not hold is made into alternatives, too.
     """
 
     def __init__(
         self,
         document: Mapping[str, Any],
-        others: Mapping[str, Any] | None = None,
         *,
         exact: bool = False,
     ) -> None:
         self.exact = exact
         self._document = document
-        self._others = others or {}
         self._named: dict[str, Any] | None = None
         self._negated: dict[int, tuple[Any, tuple[Conjunction, ...]]] = {}
         self._opposites: dict[int, tuple[Any, dict[str, Any]]] = {}
@@ -74,8 +71,6 @@ class References:
                 return found
         if self._named is None:
             self._named = dict(_names(self._document, ""))
-            for address, other in self._others.items():
-                self._named |= {address: other, **dict(_names(other, address))}
         if reference in self._named:
             return self._named[reference]
         base = str(self._document.get("$id") or self._document.get("id") or "")

@@ -68,13 +68,16 @@ _INCAPABLE = (
     "not_supported_error",
 )
 
+_EXCERPT = 200
+"""Characters of a foreign text that a message shows."""
 
-def excerpt(text: bytes | str, limit: int = 200) -> str:
+
+def excerpt(text: bytes | str) -> str:
     """The beginning of a foreign text, on one line, fit for a message."""
     if isinstance(text, bytes):
-        text = text[: 4 * limit].decode("utf-8", "replace")
+        text = text[: 4 * _EXCERPT].decode("utf-8", "replace")
     text = " ".join(text.split())
-    return repr(text if len(text) <= limit else text[:limit] + "…")
+    return repr(text if len(text) <= _EXCERPT else text[:_EXCERPT] + "…")
 
 
 def from_answer(head: HttpHead, body: bytes, *, model: str | None = None) -> LLMError:

@@ -69,7 +69,7 @@ def fitted(wish: Wish, limits: Limits) -> Flow[tuple[Wish, Fit]]:
             'fit="drop_oldest" needs a server that tells how long its context is.',
             hint="Leave fit out, or use the xllamacpp or llama-server engine.",
         )
-    room = min(MOST_ROOM, context // 4) if wish.max_tokens is None else wish.max_tokens
+    room = room_for_answer(context) if wish.max_tokens is None else wish.max_tokens
     droppable = groups(wish.messages)
     before = tokens = yield from count_prompt(wish, limits)
     fewest, most = 0, len(droppable)
@@ -96,6 +96,11 @@ def fitted(wish: Wish, limits: Limits) -> Flow[tuple[Wish, Fit]]:
     return _without(wish, gone), Fit(
         dropped=dropped, tokens_before=before, tokens_after=tokens, room=room, context=context
     )
+
+
+def room_for_answer(context: int) -> int:
+    """Tokens to keep free for an answer of which no bound was given."""
+    return min(MOST_ROOM, context // 4)
 
 
 def groups(messages: Sequence[Mapping[str, object]]) -> list[list[int]]:

@@ -75,7 +75,6 @@ class Minimal:
     Args:
         document: The schema.
         budget: What all searches together may take.
-        others: Further schemas that it may refer to, by their addresses.
         exact: Whether what must not hold is looked at, too.
     """
 
@@ -84,10 +83,9 @@ class Minimal:
         document: Mapping[str, Any],
         budget: Budget,
         *,
-        others: Mapping[str, Any] | None = None,
         exact: bool = False,
     ) -> None:
-        self.references = References(document, others, exact=exact)
+        self.references = References(document, exact=exact)
         self.budget = budget
         self._draft = document.get("$schema")
         self._known: dict[tuple[tuple[int, ...], int], tuple[list[Any], Conjunction]] = {}

@@ -154,7 +154,7 @@ class _Value:
     def __init__(self) -> None:
         self.ended = False
         self._depth = 0
-        self._quoted = self._escaped = self._bare = False
+        self._quoted = self._escaped = False
 
     def take(self, text: str) -> int:
         """How many characters of ``text`` belong to the value."""

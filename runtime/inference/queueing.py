@@ -68,6 +68,17 @@ class Place:
         self._wake()
 
 
+def checked_max_queue(max_queue: int) -> int:
+    """The bound of a line, if it can be one.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if not isinstance(max_queue, int) or max_queue < 0:
+        raise ConfigError(f"max_queue is {max_queue!r}.", hint="It is 0 or more.")
+    return max_queue
+
+
 class SlotQueue:
     """Requests at work and in line for one server, first come, first served.
 
@@ -76,9 +87,7 @@ class SlotQueue:
     """
 
     def __init__(self, max_queue: int = DEFAULT_MAX_QUEUE) -> None:
-        if not isinstance(max_queue, int) or max_queue < 0:
-            raise ConfigError(f"max_queue is {max_queue!r}.", hint="It is 0 or more.")
-        self._max_queue = max_queue
+        self._max_queue = checked_max_queue(max_queue)
         self._slots: int | None = None
         self._running = 0
         self._line: deque[Place] = deque()
@@ -169,6 +178,7 @@ def take_place(until: float, *, bounded: bool = True) -> Flow[Place | None]:
             f"queue, {exc.ahead} ahead of it.",
             after_s=after_s,
             ahead=exc.ahead,
+            doing="every slot of the engine was at work on another request",
             hint="Send fewer at once, raise parallel for more slots, or raise request_timeout_s.",
         ) from exc
     return place

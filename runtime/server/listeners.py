@@ -5,53 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import sys
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
 import psutil
 
+from runtime.server.sockets import TABLES, ask_kernel, parse_table
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from runtime.server.sockets import Listener
 
 Verdict = Literal["engine", "other", "unknown"]
 
-_TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-_LISTEN: Final = " 0A "
 _MAPPED: Final = bytes(10) + b"\xff\xff"  # an IPv4 address as IPv6 (RFC 4291, section 2.5.5.2)
 _ANY: Final = frozenset({bytes(4), bytes(16), _MAPPED + bytes(4)})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listener:
-    """A listening TCP socket.
-
-    Attributes:
-        address: 4 or 16 bytes in network order.
-        port: Its port.
-        inode: The socket's number, by which a process's descriptors name it.
-    """
-
-    address: bytes
-    port: int
-    inode: int
-
-
-def parse_table(text: str) -> Iterator[Listener]:
-    """The listening sockets in the text of ``/proc/net/tcp`` or ``tcp6`` (proc_net(5))."""
-    for line in text.splitlines()[1:]:
-        if _LISTEN not in line:  # most are connections, and there may be many
-            continue
-        fields = line.split()
-        if len(fields) < 10 or fields[3] != _LISTEN.strip():
-            continue
-        address, _, port = fields[1].partition(":")
-        raw = bytes.fromhex(address)
-        if sys.byteorder == "little":  # the kernel prints words of the host's order
-            raw = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
-        yield Listener(address=raw, port=int(port, 16), inode=int(fields[9]))
 
 
 def reached(listeners: Iterable[Listener], host: str, port: int) -> Sequence[Listener]:
@@ -86,17 +56,11 @@ def who_listens(base_url: str, *, pid: int) -> Verdict:
     """
     parts = urlsplit(base_url)
     host, port = parts.hostname or "", parts.port or 0
-    tables = [table for table in _TABLES if table.exists()]
+    tables = [table for table in TABLES if table.exists()]
     if not tables:
         return _ask_psutil(pid, port)
-    wanted: set[int] = set()
     try:
-        for table in tables:
-            # The second is asked only when the first knows of none: each takes the kernel some
-            # milliseconds where there are many connections.
-            wanted = wanted or {
-                at.inode for at in reached(parse_table(table.read_text("ascii")), host, port)
-            }
+        wanted = _listening(host, port) or _in_tables(tables, host, port)
     except OSError:
         return "unknown"
     if not wanted:
@@ -111,6 +75,30 @@ def who_listens(base_url: str, *, pid: int) -> Verdict:
     except (OSError, psutil.AccessDenied):
         return "engine" if wanted <= found else "unknown"
     return "engine" if wanted <= found else "other"
+
+
+def _listening(host: str, port: int) -> set[int]:
+    """The sockets that a connection may end at, as the kernel tells; empty where it does not."""
+    try:
+        found = [*ask_kernel(socket.AF_INET, port), *ask_kernel(socket.AF_INET6, port)]
+    except OSError:
+        return set()
+    return {listener.inode for listener in reached(found, host, port)}
+
+
+def _in_tables(tables: Iterable[Path], host: str, port: int) -> set[int]:
+    """The same out of ``/proc``.
+
+    Raises:
+        OSError: A table cannot be read.
+    """
+    for table in tables:
+        # The second is asked only when the first knows of none: each takes the kernel some
+        # milliseconds where there are many connections.
+        found = reached(parse_table(table.read_text("ascii")), host, port)
+        if found:
+            return {listener.inode for listener in found}
+    return set()
 
 
 def _sockets(pid: int) -> set[int]:

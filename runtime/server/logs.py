@@ -18,8 +18,8 @@ LOGS_KEPT = 20
 class LogTail:
     """The last lines of an output, fed in pieces of bytes. Written by one thread, read by any."""
 
-    def __init__(self, lines: int = TAIL_LINES) -> None:
-        self._lines: deque[str] = deque(maxlen=lines)
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=TAIL_LINES)
         self._rest = b""
 
     def feed(self, data: bytes) -> list[str]:

@@ -202,6 +202,7 @@ class ServerManager:
             f"The managed server is still {view.state} after {timeout:.1f} s.",
             phase="connect",
             after_s=timeout or 0.0,
+            doing=f"the engine was {view.state}",
             hint="Wait longer; logs() shows what it is doing.",
         )
 
@@ -211,10 +212,6 @@ class ServerManager:
         Raises the same as :meth:`wait_ready`.
         """
         return self.wait_ready(timeout_s)
-
-    def wait_until_resting(self) -> State:
-        """Wait until it is stopped or failed; returns which."""
-        return self._supervisor.wait_for(lambda v: v.state in RESTING_STATES, None).state
 
     def _is_settled(self, view: View) -> bool:
         if view.endpoint is not None:

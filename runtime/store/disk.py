@@ -74,20 +74,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def hash_file(
-    path: Path, *, digest: hashlib._Hash | None = None, advance: Callable[[int], None] | None = None
-) -> hashlib._Hash:
-    """The SHA-256 of a file, or ``digest`` carried on over it.
+def hash_file(path: Path, *, advance: Callable[[int], None] | None = None) -> hashlib._Hash:
+    """The SHA-256 of a file.
 
     Args:
         path: The file.
-        digest: A digest to go on with.
         advance: Called with the number of bytes of each step.
 
     Raises:
         OSError: It cannot be read.
     """
-    digest = digest or hashlib.sha256()
+    digest = hashlib.sha256()
     buffer = bytearray(_CHUNK)
     view = memoryview(buffer)
     with path.open("rb", buffering=0) as file:

@@ -7,35 +7,10 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from runtime.errors import ModelTooLargeError
 from runtime.store.kv_cache import padded_context
-from runtime.store.memory_plan import (
-    ALL_LAYERS,
-    MemoryPlan,
-    PlanRequest,
-    Split,
-    copied_types,
-    plan,
-    plan_memory,
-)
+from runtime.store.memory_plan import MemoryPlan, PlanRequest, plan
 
 if TYPE_CHECKING:
     from runtime.hardware import Memory
-
-__all__ = [
-    "ALL_LAYERS",
-    "ElasticLimits",
-    "FittedSizes",
-    "MemoryPlan",
-    "PlanRequest",
-    "Split",
-    "check_fits",
-    "copied_types",
-    "elastic_limits",
-    "fit_sizes",
-    "largest_context",
-    "margin_bytes",
-    "plan",
-    "plan_memory",
-]
 
 _LEAST_MARGIN_BYTES: Final = 512 << 20
 _MARGIN_SHARE: Final = 10  # a tenth of the memory

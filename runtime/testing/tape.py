@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from runtime.testing.relay import Asked
 
 Mode: TypeAlias = Literal["none", "new", "all", "check"]
-MODES: Final[tuple[Mode, ...]] = ("none", "new", "all", "check")
 
 _MAX_SEED: Final = 2**31 - 1
 _TAKE_DOWN_S: Final = 5.0
@@ -52,7 +51,6 @@ class Tape:
         mode: The mode.
         misses: Requests that no answer was recorded for, each with what the nearest differs in.
         drifts: Answers that changed, in ``all`` and ``check``.
-        asked_engine: How many requests went to an engine.
     """
 
     def __init__(self, path: Path, mode: Mode) -> None:
@@ -60,7 +58,6 @@ class Tape:
         self.mode: Mode = mode
         self.misses: list[str] = []
         self.drifts: list[Drift] = []
-        self.asked_engine = 0
         self._old = cassette.read(path)
         self._fresh: list[Recorded] = []
         self._taken: set[int] = set()
@@ -87,8 +84,6 @@ class Tape:
             if self.mode == "none":
                 return self._miss(key, asked, body)
         old = None if place is None else self._old[place]
-        with self._lock:
-            self.asked_engine += 1
         sent = _sent(asked.body, key, old if self.mode == "check" else None)
         to_engine = {**sent, "cache_prompt": False} if _generates(sent) else sent
         reply = ask(replace(asked, body=to_engine))

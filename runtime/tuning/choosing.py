@@ -102,20 +102,20 @@ def estimate(log_gains: Sequence[float], *, confidence: float = CONFIDENCE) -> E
     )
 
 
-def judge(found: Estimate, *, min_gain: float = MIN_GAIN) -> Verdict:
+def judge(found: Estimate) -> Verdict:
     """What an estimate allows to say about a candidate against its reference."""
-    if found.low > 0 and found.gain >= min_gain:
+    if found.low > 0 and found.gain >= MIN_GAIN:
         return Verdict.FASTER
     if found.high < 0:
         return Verdict.SLOWER
-    if found.high < min_gain:
+    if found.high < MIN_GAIN:
         return Verdict.SAME
     return Verdict.OPEN
 
 
-def decided(found: Estimate, *, min_gain: float = MIN_GAIN) -> bool:
+def decided(found: Estimate) -> bool:
     """Whether further rounds could not change what is done."""
-    return judge(found, min_gain=min_gain) is not Verdict.OPEN
+    return judge(found) is not Verdict.OPEN
 
 
 def rounds_needed(confidence: float = CONFIDENCE) -> int:
@@ -136,9 +136,7 @@ def survivors(screened: Mapping[str, Sequence[float]], *, keep: int) -> tuple[st
     return tuple(name for name in hopeful if name in best)
 
 
-def simplest_of_the_best(
-    screened: Mapping[str, Sequence[float]], *, min_gain: float = MIN_GAIN
-) -> str | None:
+def simplest_of_the_best(screened: Mapping[str, Sequence[float]]) -> str | None:
     """The first name whose gain is not worth less than the best one's; None when none gains.
 
     A name that stands further ahead is the simpler one and wins what is as good as a tie, so that
@@ -146,14 +144,13 @@ def simplest_of_the_best(
 
     Args:
         screened: Logarithms of the gains against the default, by name, the simplest name first.
-        min_gain: As for :func:`judge`.
     """
     typical = {name: statistics.median(gains) for name, gains in screened.items() if gains}
-    enough = {name: gain for name, gain in typical.items() if gain > math.log1p(min_gain) / 2}
+    enough = {name: gain for name, gain in typical.items() if gain > math.log1p(MIN_GAIN) / 2}
     if not enough:
         return None
     best = max(enough.values())
-    return next(name for name, gain in enough.items() if gain >= best - math.log1p(min_gain))
+    return next(name for name, gain in enough.items() if gain >= best - math.log1p(MIN_GAIN))
 
 
 def order_of(round_number: int, names: Sequence[str]) -> tuple[str, ...]:

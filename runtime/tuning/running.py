@@ -17,12 +17,10 @@ class Run:
     """A workload, answered once.
 
     Attributes:
-        workload: What was asked.
         answers: The answers to each conversation, in the order of its questions.
         wall_s: Seconds from the first request to the last answer's end.
     """
 
-    workload: Workload
     answers: tuple[tuple[Answer, ...], ...]
     wall_s: float
 
@@ -60,4 +58,4 @@ def run(workload: Workload, talker: Talker) -> Run:
     began = time.perf_counter()
     with ThreadPoolExecutor(workload.at_once) as pool:
         answers = tuple(pool.map(lead, workload.conversations))
-    return Run(workload=workload, answers=answers, wall_s=time.perf_counter() - began)
+    return Run(answers=answers, wall_s=time.perf_counter() - began)

@@ -61,9 +61,8 @@ class Talker(Protocol):
 class ClientTalker:
     """Our own client."""
 
-    def __init__(self, client: LlamaClient, model: str | None = None) -> None:
+    def __init__(self, client: LlamaClient) -> None:
         self._client = client
-        self._model = model
 
     def ask(self, question: Question) -> Answer:
         """The answer, streamed and timed.
@@ -79,7 +78,7 @@ class ClientTalker:
         )
         watch = Watch()
         response: LLMResponse | None = None
-        stream = self._client.stream_chat(question.messages, model=self._model, params=params)
+        stream = self._client.stream_chat(question.messages, params=params)
         for event in stream:
             watch.piece(event.delta_text)
             response = event.response

@@ -10,15 +10,15 @@ import numpy as np
 import psutil
 import pytest
 
-from runtime.store.fit import plan_memory
 from runtime.store.gguf import read_facts
+from runtime.store.memory_plan import plan_memory
 from runtime.testing.tiny_model import GgufDraft, TinyShape, build_tiny_model
 from tests.engine.bare_engine import bare_engine
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from runtime.store.fit import MemoryPlan
+    from runtime.store.memory_plan import MemoryPlan
     from tests.engine.bare_engine import BareEngine
 
 pytestmark = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -18,12 +20,15 @@ import pytest
 
 from runtime import (
     ConfigError,
+    ConnectionLostError,
+    ContextOverflowError,
     LLMChatParams,
     LLMClient,
     LLMMessage,
     LLMRequest,
     ModelNotFoundError,
     NoModelFitsError,
+    QueueFullError,
     RequestTimeoutError,
     RestartPolicy,
     RoutedModel,
@@ -37,7 +42,6 @@ from tests.conftest import is_gone, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.engine
 
@@ -298,6 +302,79 @@ def test_one_that_cannot_be_loaded_gives_way(files: dict[str, str], tmp_path: Pa
             client.chat("hi", model="gone")
 
 
+@pytest.fixture
+def narrow(files: dict[str, str]) -> Iterator[RoutingClient]:
+    """A small model with a small context and one slot that nobody waits for, and a larger one."""
+    few = ServerConfig(model=files["small"], ctx_size=256, parallel=1)
+    with RoutingClient([few, files["large"]], max_queue=0, ctx_size=1024) as made:
+        yield made
+
+
+def of(text: str) -> LLMRequest:
+    fast = TaskProfile(priority="latency")
+    asked = [LLMMessage(role="user", content=text)]
+    return LLMRequest(messages=asked, max_tokens=8, temperature=0.0, task_profile=fast)
+
+
+def test_a_prompt_goes_where_there_is_room(narrow: RoutingClient) -> None:
+    """Reckoned beforehand; where that was wrong, the model's own count decides."""
+    assert routing(narrow.generate(of("hi")))["chosen"] == "small"
+    reckoned = routing(narrow.generate(of("sea " * 250)))
+    assert (reckoned["chosen"], reckoned["excluded"]) == ("large", {})
+    assert reckoned["considered"][1]["lacks_room_for"] == "answer"
+
+    dense = "".join(chr(0x4E00 + n) for n in range(130))  # three tokens each, not a quarter
+    counted = routing(narrow.generate(of(dense)))
+    assert counted["chosen"] == "large"
+    assert "one request may hold 256" in counted["excluded"]["small"]
+    with narrow.stream(of(dense)) as stream:
+        assert list(stream)
+        assert stream.routing is not None
+        assert stream.routing["chosen"] == "large"
+
+    for text in ("sea " * 2000, dense * 3):
+        with pytest.raises(ContextOverflowError, match="large") as caught:
+            narrow.generate(of(text))
+        assert caught.value.context_tokens == 1024
+        assert (caught.value.prompt_tokens or 0) > 1024
+    with pytest.raises(ContextOverflowError) as caught:
+        narrow.chat(dense, model="small")
+    assert caught.value.context_tokens == 256, "one that is named gets no stand-in"
+
+
+def test_a_full_line_is_refused_at_once(narrow: RoutingClient) -> None:
+    with narrow.stream_chat("hi", model="small", params=LLMChatParams(max_tokens=200)) as busy:
+        next(busy)
+        with pytest.raises(QueueFullError) as caught:
+            narrow.chat("hi", model="small", params=BRIEF)
+        assert (caught.value.running, caught.value.waiting, caught.value.max_queue) == (1, 0, 0)
+    with pytest.raises(ConfigError, match="max_queue"):
+        RoutingClient(["smollm2-135m"], max_queue=-1)
+
+
+def test_one_that_dies_and_cannot_come_back_gives_way(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    """Its file is deleted and its engine killed: the reason is told, another one answers."""
+    passing = Path(shutil.copy(files["large"], tmp_path / "passing.gguf"))
+    with RoutingClient([str(passing), files["small"]], ctx_size=1024) as client:
+        quality = request(priority="quality")
+        assert client.generate(quality).model == "passing"
+        pid = pids(client)["passing"]
+        passing.unlink()
+        stream = client.stream_chat("hi", model="passing", params=LLMChatParams(max_tokens=900))
+        next(stream)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(ConnectionLostError, match="There is no file") as caught:
+            list(stream)
+        assert caught.value.partial_text
+        with pytest.raises(ModelNotFoundError):
+            client.chat("hi", model="passing")
+        told = routing(client.generate(quality))
+        assert told["chosen"] == "small"
+        assert "There is no file" in told["excluded"]["passing"]
+
+
 def test_a_server_that_failed_for_good_is_replaced(files: dict[str, str]) -> None:
     config = ServerConfig(model=files["small"], restart=RestartPolicy(enabled=False))
     with RoutingClient([config], ctx_size=512) as client:
@@ -386,5 +463,7 @@ def test_a_configuration_is_a_model_and_the_description_is_json(files: dict[str,
         assert described["backend"]["models"]["large"]["server"]["ctx_size"] == 512
         assert json.loads(json.dumps(described["backend"])) == described["backend"]
         json.dumps(described)
-        assert described["capabilities"]["max_context_tokens"] == 256
+        assert described["capabilities"]["max_context_tokens"] == 512, "the router takes as much"
+        assert described["context_tokens"] == {"mine": 256, "large": 512}
+        assert described["backend"]["context_window"] == 512
         assert client.healthcheck().ok

@@ -238,6 +238,8 @@ class FakeServer:
         self.listed = list(listed)
         self.slots = slots
         self.healthy = True
+        self.stalling: set[str] = set()
+        """Paths that are never answered."""
         self.requests: list[Request] = []
         self._script: deque[Behaviour] = deque()
         self._closing = threading.Event()
@@ -300,6 +302,8 @@ class FakeServer:
         if self.api_key is not None and given != f"Bearer {self.api_key}":
             error = {"message": "Invalid API Key", "type": "authentication_error", "code": 401}
             peer.whole(401, json.dumps({"error": error}).encode())
+        elif request.path in self.stalling:
+            Stalls(answers=False)(peer, request)
         elif request.path == "/v1/chat/completions":
             self._chat(peer, request)
         else:

@@ -183,15 +183,12 @@ def test_a_stopped_engine_costs_a_stream_time_and_nothing_else(
 @pytest.mark.engine
 @pytest.mark.faults("xllamacpp: kills under load", "ready", "nothing lost, doubled or wrong")
 def test_kills_under_load_lose_nothing(tmp_path: Path, saw: Saw) -> None:
-    """The short form of scripts/recovery_bench.py.
-
-    One of some thousand answers is not the one that the engine gave before: docs/recovery.md.
-    """
+    """The short form of scripts/recovery_bench.py."""
     said = tmp_path / "said.json"
     sizes = ["--streams", "3", "--structured", "2", "--stops", "0", "--requests", "300"]
     done = subprocess.run(
         [sys.executable, str(BENCH), "--model", "tiny", *sizes, "--tokens", "120", "--threads", "1",
-         "--at-once", "16", "--kill-every", "0.3", "--tolerate", "2", "--json", str(said)],
+         "--at-once", "16", "--kill-every", "0.3", "--json", str(said)],
         capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -199,4 +196,4 @@ def test_kills_under_load_lose_nothing(tmp_path: Path, saw: Saw) -> None:
     saw({name: row["same"] for name, row in rows.items()})
     assert rows["(a) temperature 0.8"]["breaks"] >= 1
     assert rows["(c) requests"]["breaks"] >= 1
-    assert all(row["wrong"] == row["inexact"] == 0 for row in rows.values())
+    assert all(row["wrong"] == row["others"] == row["inexact"] == 0 for row in rows.values())

@@ -13,19 +13,21 @@ from runtime.errors import ConfigError, ModelTooLargeError
 from runtime.hardware import Memory
 from runtime.settings import ServerConfig
 from runtime.store.fit import (
-    ALL_LAYERS,
-    PlanRequest,
-    Split,
     check_fits,
-    copied_types,
     elastic_limits,
     fit_sizes,
     largest_context,
     margin_bytes,
+)
+from runtime.store.gguf import WeightSizes
+from runtime.store.memory_plan import (
+    ALL_LAYERS,
+    PlanRequest,
+    Split,
+    copied_types,
     plan,
     plan_memory,
 )
-from runtime.store.gguf import WeightSizes
 from runtime.store.sizing import _largest_batch
 from tests.unit.some_model import MIB, model
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -12,11 +14,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runtime.server.listeners import Listener, holder, parse_table, reached, who_listens
+from runtime.server.listeners import holder, reached, who_listens
 from runtime.server.probe import confirm
+from runtime.server.sockets import TABLES, Listener, ask_kernel, parse_answer, parse_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from runtime.server.listeners import Verdict
     from runtime.server.probe import Confirmation
@@ -91,6 +95,41 @@ def test_a_process_is_told_from_another(family: socket.AddressFamily, host: str)
             other.wait()
             assert who_listens(url, pid=other.pid) == "other", "a process that is gone has none"
     assert who_listens(url, pid=os.getpid()) == "unknown", "nobody listens any more"
+
+
+@linux
+@pytest.mark.parametrize(
+    ("family", "host", "table"),
+    [(socket.AF_INET, "127.0.0.1", TABLES[0]), (socket.AF_INET6, "::1", TABLES[1])],
+)
+def test_the_kernel_answers_what_its_table_says(
+    family: socket.AddressFamily, host: str, table: Path
+) -> None:
+    """The question and the table are two ways to the same facts; connections are in neither."""
+    try:
+        server = socket.create_server((host, 0), family=family)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with server, socket.create_connection(server.getsockname()[:2]), server.accept()[0]:
+        port = server.getsockname()[1]
+        try:
+            answered = ask_kernel(family, port)
+        except OSError as exc:
+            pytest.skip(f"the kernel is not to be asked here: {exc}")
+        told = [at for at in parse_table(table.read_text("ascii")) if at.port == port]
+        assert answered == told
+        assert [at.inode for at in answered] == [os.fstat(server.fileno()).st_ino]
+
+
+def test_a_kernel_that_refuses_is_no_kernel_without_listeners() -> None:
+    """Taken for an empty answer, a refusal would hide who listens."""
+    for kind in (2, 3):  # an error; the end of a list that broke off
+        refusal = struct.pack("=IHHIIi", 20, kind, 0, 1, 0, -errno.ENOENT)
+        with pytest.raises(OSError, match="No such file") as caught:
+            parse_answer(refusal)
+        assert caught.value.errno == errno.ENOENT
+    assert parse_answer(struct.pack("=IHHIIi", 20, 3, 0, 1, 0, 0)) == ([], True)
+    assert parse_answer(b"") == ([], False)
 
 
 @linux

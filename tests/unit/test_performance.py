@@ -17,24 +17,15 @@ from runtime.engines.commands import (
 )
 from runtime.engines.output import help_flags
 from runtime.errors import ConfigError
-from runtime.hardware import CpuBudget
 from runtime.server.performance import SPECULATIONS, Profile, choose_performance, within_batch
 from runtime.settings import ServerConfig
+from tests.unit.some_cpu import budget
 from tests.unit.some_model import model
 
 if TYPE_CHECKING:
     from runtime.server.performance import Performance
 
-BUDGET = CpuBudget(
-    physical_cores=4,
-    performance_cores=None,
-    logical_cpus=8,
-    affinity=8,
-    affinity_cores=4,
-    quota=None,
-    threads=4,
-    why="4 cores with 8 hardware threads",
-)
+BUDGET = budget(4)
 EXACT = replace(
     model().weights, matrices={"Q4_1": 60 << 20}, embedding={"Q8_0": 30 << 20}, tied_output=True
 )

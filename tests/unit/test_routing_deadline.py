@@ -57,7 +57,7 @@ def server() -> Iterator[FakeServer]:
 
 @pytest.fixture
 def router(server: FakeServer) -> Iterator[Router]:
-    model: Any = SimpleNamespace(name="a", names=("a",), key=None)
+    model: Any = SimpleNamespace(name="a", names=("a",), key=None, facts=SimpleNamespace(slots=1))
     pool = ModelPool(Slow(server.url), budget_bytes=1, idle_timeout_s=None)
     yield Router(
         {"a": model},
@@ -80,11 +80,20 @@ def streamed(router: Router) -> object:
     return list(router.stream(wish, None, lambda client: client.stream_chat("hi")))
 
 
-@pytest.mark.parametrize("asked", [whole, streamed])
+def embedded(router: Router) -> object:
+    return router.use("a", lambda client: client.embed(["hi"]))
+
+
+def counted(router: Router) -> object:
+    return router.use("a", lambda client: client.count_tokens("hi"))
+
+
+@pytest.mark.parametrize("asked", [whole, streamed, embedded, counted])
 def test_an_answer_has_the_time_that_its_model_left(
     router: Router, server: FakeServer, asked: Callable[[Router], object]
 ) -> None:
     server.will(Stalls(answers=False), Stalls(answers=False))
+    server.stalling |= {"/v1/embeddings", "/tokenize"}
     with pytest.raises(RequestTimeoutError) as caught:
         asked(router)
     assert caught.value.phase == "total"

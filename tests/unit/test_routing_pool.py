@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runtime import EngineNotRunningError, ModelTooLargeError, RequestTimeoutError
+from runtime import EngineNotRunningError, ModelTooLargeError, QueueFullError, RequestTimeoutError
 from runtime.client._pool import ModelPool
 from runtime.client._seats import LoadError
 from tests.conftest import wait_until
@@ -133,6 +133,31 @@ def test_a_model_is_loaded_once_for_all_who_need_it(pools: Pools) -> None:
     for lease in leases:
         lease.__exit__(None, None, None)
     assert pool.table()["a"]["users"] == 0
+
+
+def test_the_line_for_a_load_has_a_bound(pools: Pools) -> None:
+    """It holds while the model is on its way, and no longer."""
+    pool, shelf = pools({"a": 1}, 10)
+
+    def come() -> Lease[Thing]:
+        return pool.acquire(
+            "a", until=time.monotonic() + 10, given_up=lambda: False, most_waiting=2
+        )
+
+    shelf.gate.clear()
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(come) for _ in range(2)]
+        wait_until("two wait", lambda: pool.table().get("a", {}).get("users") == 2)
+        with pytest.raises(QueueFullError, match="2 requests wait") as caught:
+            come()
+        assert (caught.value.waiting, caught.value.max_queue) == (2, 2)
+        assert not any(each.done() for each in waiting)
+        shelf.gate.set()
+        leases = [each.result() for each in waiting]
+    with come():
+        assert pool.table()["a"]["users"] == 3
+    for lease in leases:
+        lease.__exit__(None, None, None)
 
 
 def test_others_keep_serving_while_one_is_loaded(pools: Pools) -> None:

@@ -72,6 +72,24 @@ def test_time_counts_the_prompt() -> None:
     assert ranked(task(priority="latency", prompt_tokens=1000), reader, writer)[0] == "reader"
 
 
+def test_room_goes_before_everything() -> None:
+    """For prompt and answer, then for the prompt alone, then the largest context."""
+    tiny = replace(SMALL, name="tiny", context_tokens=50)
+    short = replace(SMALL, name="short", context_tokens=90)
+    middle = replace(SMALL, name="middle", context_tokens=150)
+    long = replace(LARGE, name="long", context_tokens=200)
+    unknown = replace(LARGE, name="unknown", context_tokens=None)
+    asked = task(priority="latency")
+    assert ranked(asked, tiny, short, middle, long) == ["long", "middle", "short", "tiny"]
+    assert ranked(asked, short, unknown) == ["unknown", "short"], "what is not known excludes none"
+    brief = task(priority="latency", prompt_tokens=40, max_tokens=10)
+    assert ranked(brief, long, tiny) == ["tiny", "long"], "50 of 50 are enough"
+    open_end = replace(brief, max_tokens=None)
+    assert ranked(open_end, long, tiny) == ["long", "tiny"], "a quarter is kept for an answer"
+    found = rank([tiny, middle, long], asked, budget_bytes=8 * GIB)
+    assert [each.note()["lacks_room_for"] for each in found.order] == [None, "answer", "prompt"]
+
+
 def test_quality_counts_a_size_class_and_within_it_the_time() -> None:
     """7 and 8 billion parameters are of one class, 3 billion are not."""
     eight = replace(LARGE, name="8b", speed=speed(4.0))
@@ -175,7 +193,7 @@ def test_the_note_holds_the_numbers() -> None:
     assert note == {
         "model": "large", "size_class": 6, "loaded": False, "expected_ms": 23_000,
         "cost_usd": 0.0004, "basis": "measured", "prompt_tokens_per_s": 50.0,
-        "decode_tokens_per_s": 5.0, "load_s": 1.0,
+        "decode_tokens_per_s": 5.0, "load_s": 1.0, "context_tokens": None, "lacks_room_for": None,
     }  # fmt: skip
 
 

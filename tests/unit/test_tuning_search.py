@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runtime.errors import LLMProviderError
-from runtime.hardware import CpuBudget
 from runtime.server.performance import Profile, choose_performance
 from runtime.settings import ServerConfig
 from runtime.tuning.candidates import DEFAULT, Candidate, candidates, combined
 from runtime.tuning.contest import Measured, Progress
 from runtime.tuning.sameness import Fingerprint, difference
 from runtime.tuning.search import search
+from tests.unit.some_cpu import budget
 from tests.unit.some_model import model
 
 if TYPE_CHECKING:
@@ -290,16 +290,7 @@ def test_drafted_tokens_have_no_numbers_to_compare() -> None:
 
 # --- candidates -----------------------------------------------------------------------------
 
-_BUDGET = CpuBudget(
-    physical_cores=8,
-    performance_cores=None,
-    logical_cpus=16,
-    affinity=16,
-    affinity_cores=8,
-    quota=None,
-    threads=8,
-    why="8 cores",
-)
+_BUDGET = budget(8)
 
 
 def _candidates(
