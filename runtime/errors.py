@@ -390,9 +390,15 @@ class QueueTimeoutError(RequestTimeoutError):
     """
 
     def __init__(
-        self, message: str, *, after_s: float, ahead: int, hint: str | None = None
+        self,
+        message: str,
+        *,
+        after_s: float,
+        ahead: int,
+        doing: str | None = None,
+        hint: str | None = None,
     ) -> None:
-        super().__init__(message, phase="queue", after_s=after_s, hint=hint)
+        super().__init__(message, phase="queue", after_s=after_s, doing=doing, hint=hint)
         self.ahead = ahead
 
 

@@ -16,6 +16,7 @@ from runtime.cli.tune_view import explained, in_a_line, picture, rows
 from runtime.server import profiles
 from runtime.settings import DEFAULT_MODEL, ServerConfig
 from runtime.store import ModelStore
+from runtime.store.digests import known_digest, model_digest
 from runtime.store.drafts import AUTO, catalogue_draft
 from runtime.tuning.trials import ALL
 from runtime.tuning.tuner import busy_share, prepare
@@ -24,7 +25,7 @@ from runtime.tuning.tuner import tune as measure
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from runtime.server.profiles import KeptProfile
+    from runtime.server.tuning_profile import KeptProfile
     from runtime.store.local import LocalModel
     from runtime.tuning.contest import Outcome, Progress
     from runtime.tuning.tuner import Tuning
@@ -121,7 +122,7 @@ def tune(
         return
     with output.pull_progress() as progress:
         found = store.pull(name, progress=progress)
-    if profiles.known_digest(found) is None:
+    if known_digest(found) is None:
         output.note(f"Hashing {found.path.name} ({output.size(found.size_bytes)}) ...")
     draft = catalogue_draft(store, name) if config.draft_model == AUTO else None
     if draft is not None and draft.path is None:
@@ -129,7 +130,7 @@ def tune(
     tuning = prepare(
         config,
         found,
-        model_sha256=profiles.digest_of(found),
+        model_sha256=model_digest(found),
         workloads=workloads or ALL,
         draft=draft,
         allow="rounding" if allow_changes else "none",

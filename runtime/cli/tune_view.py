@@ -13,7 +13,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from runtime.server.profiles import KeptProfile
+    from runtime.server.tuning_profile import KeptProfile
     from runtime.tuning.contest import Progress, Standing
 
 _WORDS: Final = {

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from runtime.client._residency import Resident, admit, next_due, overdue
 from runtime.client._seats import Lease, LoadError, Seat, State
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from runtime.client._seats import Loader
 
 R = TypeVar("R")
+
+_DOING: Final = {
+    State.PREPARING: "its file was being fetched or looked at",
+    State.LOADING: "its engine was loading it",
+    State.READY: "it was ready just then",
+    State.UNLOADING: "its engine was being ended, to be started anew",
+}
 
 log = logging.getLogger(__name__)
 
@@ -221,18 +228,21 @@ class ModelPool(Generic[R]):
     def _late(self, seat: Seat[R], after_s: float) -> RequestTimeoutError:
         if not seat.waits_for_room:
             return RequestTimeoutError(
-                f"{seat.name} was not loaded within {after_s:.1f} s (it is {seat.state.value}).",
+                f"{seat.name} was not loaded within {after_s:.1f} s (total deadline): "
+                f"{_DOING[seat.state]}.",
                 phase="load",
                 after_s=after_s,
+                doing=_DOING[seat.state],
                 hint="Raise request_timeout_s, or fetch the model beforehand.",
             )
         used = ", ".join(each.name for each in self._seats.values() if each.users and each.loaded)
         return RequestTimeoutError(
-            f"There was no room for {seat.name} within {after_s:.1f} s: it needs "
+            f"There was no room for {seat.name} within {after_s:.1f} s (total deadline): it needs "
             f"{seat.planned_bytes / 2**20:,.0f} MiB of {self._budget / 2**20:,.0f} MiB, and models "
             f"in use are not unloaded ({used or 'none now'}).",
             phase="room",
             after_s=after_s,
+            doing=f"in use: {used}" if used else None,
             hint="Raise memory_budget_bytes or request_timeout_s, or close streams that are open.",
         )
 

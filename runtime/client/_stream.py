@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from runtime.contracts import LLMDelta, LLMResponse
-    from runtime.inference.async_transport import AsyncWire, Performance
+    from runtime.inference.async_transport import Performance
+    from runtime.inference.async_wire import AsyncWire
     from runtime.inference.transport import Wire
 
 Item = TypeVar("Item")

@@ -10,7 +10,8 @@ import anyio
 from runtime.client._core import ClientCore
 from runtime.client._stream import DELTAS, EVENTS, THINKING, AsyncAnswerStream, async_pieces
 from runtime.inference import embeddings, structured, wishes
-from runtime.inference.async_transport import AsyncWire, Performance, Threads, locate
+from runtime.inference.async_transport import Performance, Threads, locate
+from runtime.inference.async_wire import AsyncWire
 from runtime.inference.failures import client_closed
 
 if TYPE_CHECKING:

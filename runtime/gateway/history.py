@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from runtime.inference.observation import usage_of
+from runtime.inference.usage import usage_of
 
 if TYPE_CHECKING:
     from runtime.contracts import LLMResponse

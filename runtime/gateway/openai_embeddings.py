@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from runtime.gateway.dialect import Body, InvalidFieldError, keep_alive, parsed
-from runtime.inference.observation import usage_of
+from runtime.inference.usage import usage_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

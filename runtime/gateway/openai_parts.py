@@ -6,7 +6,7 @@ import json
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from runtime.inference.observation import usage_of
+from runtime.inference.usage import usage_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

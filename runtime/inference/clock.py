@@ -19,10 +19,10 @@ _SETTING: dict[Phase, str] = {
     "total": "request_timeout_s",
 }
 _WAITED_FOR: dict[Phase, str] = {
-    "connect": "No connection was made",
-    "first_token": "No token came",
-    "stall": "The answer stood still",
-    "total": "The answer was not complete",
+    "connect": "No connection was made within",
+    "first_token": "No token came within",
+    "stall": "The answer stood still for",
+    "total": "The answer was not complete within",
 }
 
 
@@ -155,7 +155,7 @@ class Clock:
         after_s = now - (self.started if phase == "total" else self._since)
         setting = _SETTING.get(phase)
         return RequestTimeoutError(
-            f"{_WAITED_FOR[phase]} within {after_s:.1f} s ({phase} deadline)"
+            f"{_WAITED_FOR[phase]} {after_s:.1f} s ({phase} deadline)"
             + (f": {doing}." if doing else "."),
             phase=phase,
             after_s=after_s,

@@ -21,10 +21,10 @@ from runtime.inference import failures, text_lengths
 from runtime.inference.clock import Clock
 from runtime.inference.effects import locate
 from runtime.inference.exchange import fetch, post
-from runtime.inference.flow import enter
 from runtime.inference.names import public_name
 from runtime.inference.payload import LLAMA_CPP_KINDS
-from runtime.inference.stream import usage_of
+from runtime.inference.queueing import take_place
+from runtime.inference.usage import usage_of
 from runtime.inference.vectors import VectorBuilder
 from runtime.inference.wishes import encode
 
@@ -177,7 +177,7 @@ class _Work:
                 self._vectors.add(vector)
             except ValueError as exc:
                 raise _malformed(str(exc)) from None
-        usage = usage_of(parsed["usage"] if isinstance(parsed.get("usage"), dict) else {})
+        usage = usage_of(parsed.get("usage"))
         self._prompt_tokens = _sum(self._prompt_tokens, usage.prompt_tokens)
         self._total_tokens = _sum(self._total_tokens, usage.total_tokens)
         if self._limit is not None:
@@ -264,9 +264,10 @@ class _Work:
         clock = Clock(self._limits)
         # Each request lines up anew, so that many texts let others in between; what has begun is
         # not refused any more.
-        yield from enter(clock, bounded=not self._begun)
+        yield from take_place(clock.until("total"), bounded=not self._begun)
         self._begun = True
-        endpoint, head, body = yield from fetch(request, clock)
+        doing = f"it had embedded {self.done:,} of {len(self._texts):,} texts"
+        endpoint, head, body = yield from fetch(request, clock, doing=doing)
         if head.status != 200:
             raise failures.from_answer(head, body, model=model or endpoint.model)
         try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runtime.errors import ConnectionLostError
+from runtime.errors import ConnectionLostError, LLMProviderError, RequestTimeoutError
 from runtime.inference import failures, wishes
 from runtime.inference.effects import (
     BrokenError,
@@ -70,20 +70,72 @@ def opened(wanted: HttpRequest, clock: Clock, phase: Phase) -> Flow[HttpHead]:
         raise broken(exc, wanted.base_url) from exc
 
 
+def located(clock: Clock, *, partial_text: str | None = None) -> Flow[Endpoint]:
+    """Where to send a request now, waited for until its total deadline.
+
+    Raises:
+        RequestTimeoutError: There was none by then; says what was waited for.
+        LLMError: There is none.
+    """
+    try:
+        return (yield from locate(clock.left_s))
+    except RequestTimeoutError as exc:
+        doing = exc.message.rstrip(".")
+        raise clock.timeout("total", partial_text=partial_text, doing=doing) from exc
+
+
+def late(
+    exc: ExpiredError,
+    clock: Clock,
+    phase: Phase,
+    *,
+    address: str,
+    doing: str,
+    partial_text: str | None = None,
+) -> Flow[RequestTimeoutError]:
+    """The error for a deadline that passed, with what the engine was doing.
+
+    Args:
+        exc: How that was noticed.
+        clock: The request's deadlines.
+        phase: Which one it was, once there was a connection.
+        address: Where the request was sent.
+        doing: What the engine was doing, as far as its answer told.
+        partial_text: What had arrived.
+    """
+    if exc.connecting:
+        silent = f"{address} took none"
+        return clock.timeout("connect", partial_text=partial_text, doing=silent)
+    told = [doing]
+    try:
+        yield from locate(0.0)
+    except (LLMProviderError, WireError) as state:  # a managed server that is not ready says so
+        told.append(str(state.args[0]).rstrip("."))
+    return clock.timeout(
+        phase, partial_text=partial_text, doing="; ".join(part for part in told if part)
+    )
+
+
 def fetch(
-    request: Callable[[Endpoint], HttpRequest], clock: Clock
+    request: Callable[[Endpoint], HttpRequest], clock: Clock, *, doing: str | None = None
 ) -> Flow[tuple[Endpoint, HttpHead, bytes]]:
     """A whole small answer, whatever its status.
 
     A request that broke off is sent again, to wherever the server is by then.
+
+    Args:
+        request: What to send to where the server is.
+        clock: The deadlines.
+        doing: What the engine is doing meanwhile; None for what it was asked.
     """
     course = Course(max_retries=clock.limits.max_retries, emit=False)
     while True:
         try:
-            endpoint = yield from locate(clock.left_s)
+            endpoint = yield from located(clock)
             if endpoint.generation:
                 course.there(clock.started)
-            head = yield from opened(request(endpoint), clock, "total")
+            wanted = request(endpoint)
+            head = yield from opened(wanted, clock, "total")
             try:
                 body = yield from read_all(clock.until("total"), MAX_BODY_BYTES)
             except BrokenError as exc:
@@ -94,7 +146,9 @@ def fetch(
                 raise exc.error from exc.__cause__
             yield Pause(pause_s)
         except ExpiredError as exc:
-            raise clock.timeout("connect" if exc.connecting else "total") from exc
+            told = doing or f"the server had not answered to {wanted.path}"
+            address = endpoint.base_url
+            raise (yield from late(exc, clock, "total", address=address, doing=told)) from exc
         else:
             return endpoint, head, body
 

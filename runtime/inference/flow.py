@@ -5,72 +5,32 @@ Generators of effects (see :mod:`runtime.inference.effects`), shared by every cl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from runtime.contracts import Provenance
 from runtime.errors import (
-    ConnectionLostError,
     ContextOverflowError,
     CutOffError,
     LLMBadResponseError,
-    LLMError,
     LLMInvalidRequestError,
-    LLMProviderError,
     ServerStatusError,
     UnreadableAnswerError,
 )
 from runtime.inference import failures, follow_ups, payload, queueing, reply, wishes
-from runtime.inference.clock import Clock
-from runtime.inference.effects import (
-    BrokenError,
-    Emit,
-    ExpiredError,
-    Pause,
-    Read,
-    WireError,
-    locate,
-    read_all,
-)
-from runtime.inference.exchange import (
-    CHAT_PATH,
-    MAX_BODY_BYTES,
-    TEXT_PATH,
-    broken,
-    opened,
-    post,
-)
-from runtime.inference.recovery import BrokeOffError, Course, DivergedError
-from runtime.inference.sse import SseDecoder
-from runtime.inference.stream import ThoughtDelta
+from runtime.inference.attempt import Ask, SilentStreamError, send
+from runtime.inference.effects import Emit, Pause
+from runtime.inference.exchange import located
+from runtime.inference.recovery import BrokeOffError, DivergedError
 
 if TYPE_CHECKING:
-    from runtime.contracts import LLMDelta, LLMResponse
-    from runtime.engines.base import Endpoint
-    from runtime.errors import RequestTimeoutError
-    from runtime.inference.clock import Limits, Phase
+    from runtime.contracts import LLMResponse
+    from runtime.inference.attempt import Got
+    from runtime.inference.clock import Limits
     from runtime.inference.closing import Closed
-    from runtime.inference.effects import Flow, HttpHead
+    from runtime.inference.effects import Flow
     from runtime.inference.places import Places
-    from runtime.inference.queueing import Place
-    from runtime.inference.schema import Enforcement
-    from runtime.inference.stream import Answer
     from runtime.inference.wishes import Wish
-
-_TURN_LOOK_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class _Got:
-    """A whole answer, and what is known of the request that brought it."""
-
-    answer: Answer
-    endpoint: Endpoint
-    enforcement: Enforcement | None
-
-
-class _SilentStreamError(Exception):
-    """A stream that was begun as a success and ended in order without a single event."""
 
 
 def converse(
@@ -95,9 +55,9 @@ def converse(
             out is never asked for with another seed.
         places: The slots of the engine, when it is ours alone.
     """
-    ask = _Ask(wish, limits, backend, emit=emit)
+    ask = Ask(wish, limits, backend, emit=emit)
     try:
-        place = yield from enter(ask.clock)
+        place = yield from queueing.take_place(ask.clock.until("total"))
         if places is None or "id_slot" in wish.options:
             response = yield from _answered(ask)
         else:
@@ -107,27 +67,13 @@ def converse(
         backend.incidents.leave(ask.ticket)
 
 
-class _Ask:
-    """One conversation under way."""
-
-    def __init__(self, wish: Wish, limits: Limits, backend: reply.Backend, *, emit: bool) -> None:
-        self.wish = wish
-        self.limits = limits
-        self.backend = backend
-        self.emit = emit
-        self.clock = Clock(limits)
-        self.course = Course(max_retries=limits.max_retries, emit=emit)
-        self.ticket = backend.incidents.enter()
-        self.landed: int | None = None
-
-
-def _in_its_slot(ask: _Ask, places: Places) -> Flow[LLMResponse]:
+def _in_its_slot(ask: Ask, places: Places) -> Flow[LLMResponse]:
     """The answer from the slot that the conversation was in.
 
     Chosen only when the request has come up in line: before, all slots are busy, and where it would
     be at home is not known yet.
     """
-    endpoint = yield from locate(ask.clock.left_s)
+    endpoint = yield from located(ask.clock)
     seat = places.take(ask.wish, endpoint)
     if seat is None:
         return (yield from _answered(ask))
@@ -140,7 +86,7 @@ def _in_its_slot(ask: _Ask, places: Places) -> Flow[LLMResponse]:
         places.give_back(seat, ask.landed)
 
 
-def _answered(ask: _Ask) -> Flow[LLMResponse]:
+def _answered(ask: Ask) -> Flow[LLMResponse]:
     """Ask until the answer is what was asked for, each time with another seed."""
     wish, emit, course = ask.wish, ask.emit, ask.course
     started_at = Provenance.now_iso()
@@ -214,17 +160,7 @@ def _answered(ask: _Ask) -> Flow[LLMResponse]:
         return reply.response(answer, attempt, ask.backend, latency_ms=ask.clock.elapsed_ms)
 
 
-def enter(clock: Clock, *, bounded: bool = True) -> Flow[Place | None]:
-    """A slot, waited for in line; what is sent again does not line up again.
-
-    Raises:
-        QueueFullError: The line is full, and this request is ``bounded`` by that.
-        QueueTimeoutError: None was free before the total deadline.
-    """
-    return (yield from queueing.take_place(clock.until("total"), bounded=bounded))
-
-
-def _unbroken(ask: _Ask, asked: Wish, seed: int) -> Flow[_Got]:
+def _unbroken(ask: Ask, asked: Wish, seed: int) -> Flow[Got]:
     """A whole answer, over whatever breaks it off."""
     course, clock = ask.course, ask.clock
     while True:
@@ -234,8 +170,8 @@ def _unbroken(ask: _Ask, asked: Wish, seed: int) -> Flow[_Got]:
             delivered = course.delivered
             going_on = follow_ups.going_on(asked, delivered.text, delivered.tokens)
         try:
-            return (yield from _attempt(ask, going_on, answer, seed))
-        except _SilentStreamError:
+            return (yield from send(ask, going_on, answer, seed))
+        except SilentStreamError:
             course.whole = True
             course.resends += 1
         except DivergedError:
@@ -246,213 +182,3 @@ def _unbroken(ask: _Ask, asked: Wish, seed: int) -> Flow[_Got]:
                 raise failures.with_partial(exc.error, course.partial) from exc.__cause__
             # A dying engine refuses connections a moment before who watches it knows of its end.
             yield Pause(pause_s)
-
-
-def _attempt(ask: _Ask, asked: Wish, answer: Answer, seed: int) -> Flow[_Got]:
-    """Fill ``answer`` with what the server says this time."""
-    clock, course, emit = ask.clock, ask.course, ask.emit
-    endpoint = yield from _located(ask)
-    stream = not course.whole and (emit or endpoint.kind in payload.LLAMA_CPP_KINDS)
-    body, enforcement = payload.body(asked, endpoint, seed=seed, stream=stream)
-    if asked.tools and asked.tools.choice != "none" and payload.prompts_tools(asked, endpoint):
-        answer.read_calls()
-    if asked.tools and asked.tools.call_wanted:
-        answer.hold_text()
-    thinking = payload.thinks(asked, endpoint)
-    own_words = asked.continued or asked.prompt is not None
-    if not (own_words or (thinking and thinking.separated)):
-        answer.read_thoughts(thinking)
-    incidents = ask.backend.incidents
-    course.generation = endpoint.generation
-    if endpoint.generation:
-        incidents.sent(ask.ticket, endpoint.generation)
-    phase: Phase = "first_token" if stream else "total"
-    try:
-        path = CHAT_PATH if asked.prompt is None else TEXT_PATH
-        head = yield from opened(post(endpoint, path, body), clock, phase)
-    except BrokeOffError as exc:
-        if not exc.reached:
-            incidents.never_reached(ask.ticket, endpoint.generation)
-        raise
-    except ExpiredError as exc:
-        raise (yield from _late(exc, ask, answer, phase, endpoint)) from exc
-    course.there(clock.now)
-    try:
-        if head.status != 200:
-            said = yield from read_all(clock.until("total"), MAX_BODY_BYTES)
-            error = failures.from_answer(head, said, model=asked.model or endpoint.model)
-            if head.status == 503 and course.interrupted:  # it is back, and loads its model
-                raise BrokeOffError(error, reached=False)
-            if isinstance(error, ConnectionLostError):  # it ends, and says so
-                raise BrokeOffError(error, reached=True)
-            raise error
-        if head.content_type == "text/event-stream":
-            yield from _stream(ask, answer, endpoint)
-        else:
-            yield from _whole(head, clock, answer, asked, emit=emit)
-            course.goes_on(clock.now)
-    except DivergedError:
-        can_continue = not answer.reasoning and follow_ups.can_go_on(asked, endpoint)
-        if not course.diverged(can_continue=can_continue):
-            raise failures.diverged(partial_text=course.partial) from None
-        raise
-    except ExpiredError as exc:
-        raise (yield from _late(exc, ask, answer, "total", endpoint)) from exc
-    except BrokenError as exc:
-        raise broken(exc, endpoint.base_url) from exc
-    return _Got(answer, endpoint, enforcement)
-
-
-def _located(ask: _Ask) -> Flow[Endpoint]:
-    """Where to send the request now; waits while the engine is started again.
-
-    Raises:
-        CrashingRequestError: The engine died because of this request.
-    """
-    clock, course, incidents = ask.clock, ask.course, ask.backend.incidents
-    endpoint = yield from _located_once(ask)
-    if endpoint.generation != course.generation:
-        if endpoint.generation:
-            course.there(clock.now)
-        if course.generation:
-            course.replaced()
-            died_of = endpoint.predecessor_died_of
-            if endings := incidents.died(ask.ticket, course.generation, died_of):
-                raise failures.crashing_request(endings, partial_text=course.partial)
-    while not incidents.may_send(ask.ticket):
-        if not clock.left_s:
-            doing = "it waited for other requests, of which one may be what the engine crashes on"
-            raise clock.timeout("total", partial_text=course.partial, doing=doing)
-        yield Pause(_TURN_LOOK_S)
-        endpoint = yield from _located_once(ask)
-    course.located(clock.now)
-    return endpoint
-
-
-def _located_once(ask: _Ask) -> Flow[Endpoint]:
-    try:
-        return (yield from locate(ask.clock.left_s))
-    except LLMError as exc:  # also that its model's file is gone
-        if partial := ask.course.partial:
-            raise failures.did_not_come_back(exc, partial_text=partial) from exc
-        raise
-
-
-def _late(
-    exc: ExpiredError, ask: _Ask, answer: Answer, phase: Phase, endpoint: Endpoint
-) -> Flow[RequestTimeoutError]:
-    """The error for a deadline that passed, with what the engine was doing."""
-    if exc.connecting:
-        return ask.clock.timeout("connect", partial_text=ask.course.partial)
-    doing = [_doing(answer, phase, told=endpoint.kind in payload.LLAMA_CPP_KINDS)]
-    try:
-        yield from locate(0.0)
-    except (LLMProviderError, WireError) as state:  # a managed server that is not ready says so
-        doing.append(str(state.args[0]).rstrip("."))
-    return ask.clock.timeout(
-        phase,
-        partial_text=answer.text or ask.course.partial,
-        doing="; ".join(part for part in doing if part),
-    )
-
-
-def _doing(answer: Answer, phase: Phase, *, told: bool) -> str:
-    if answer.moves:
-        return f"the engine had given {answer.tokens} tokens"
-    if answer.progress is None:
-        return "no slot of the engine had taken it up" if told and phase != "total" else ""
-    done, total = answer.progress
-    if done < total:
-        return f"the engine was processing the prompt, {done:,} of {total:,} tokens"
-    return f"the engine had processed the prompt of {total:,} tokens"
-
-
-def _stream(ask: _Ask, answer: Answer, endpoint: Endpoint) -> Flow[None]:
-    clock, course, emit = ask.clock, ask.course, ask.emit
-    replay = course.replay() if emit else None
-    interrupted = course.interrupted
-    moving = False
-    decoder = SseDecoder()
-    thought_size = 0
-    while not answer.done:
-        phase: Phase = "stall" if moving else "first_token"
-        try:
-            data: bytes = yield Read(clock.until(phase))
-        except ExpiredError as exc:
-            raise (yield from _late(exc, ask, answer, phase, endpoint)) from exc
-        if not data:
-            # llama-cpp-python begins to stream before it looks at the request, and refuses it by
-            # hanging up in order. Asked for the whole answer, it says why.
-            refused = not (answer.touched or endpoint.kind in payload.LLAMA_CPP_KINDS)
-            if refused and not course.whole:
-                raise _SilentStreamError
-            raise BrokeOffError(failures.unfinished(), reached=True)
-        for event in decoder.feed(data):
-            try:
-                deltas = answer.add_event(event)
-            except ConnectionLostError as exc:  # it says itself that it failed
-                raise BrokeOffError(exc, reached=True) from exc
-            except UnreadableAnswerError as exc:
-                exc.partial_text = answer.partial
-                raise
-            moving = moving or answer.moves
-            if moving:
-                clock.mark()  # comments and progress do not count: no token came
-            elif answer.progress is not None:
-                _expect_prompt(ask, answer)
-            if not emit:
-                if interrupted and moving:
-                    interrupted = False
-                    course.goes_on(clock.now)
-                continue
-            if thought := answer.take_thought():
-                thought_size += len(thought)
-                new_size = thought_size - course.thought_size
-                if new_size > 0:  # else it came before the answer broke off
-                    course.thought_size = thought_size
-                    yield Emit(ThoughtDelta(thought=thought[-new_size:]))
-            for delta in deltas:
-                if replay is None:
-                    new: LLMDelta | None = delta
-                else:
-                    new = replay.passing(delta)
-                    replay = None if replay.over else replay
-                if new is not None:
-                    if interrupted:
-                        interrupted = False
-                        course.goes_on(clock.now)
-                    yield Emit(new)
-    if replay is not None and not replay.caught_up:
-        raise DivergedError
-    if interrupted:
-        course.goes_on(clock.now)
-    if answer.finish_reason is None:
-        raise LLMBadResponseError(
-            "The stream was closed without a reason for its end.",
-            partial_text=answer.text or None,
-            hint="Send the request again.",
-        )
-
-
-def _expect_prompt(ask: _Ask, answer: Answer) -> None:
-    """Give the first token the time that a prompt of this length takes here."""
-    if answer.progress is not None:
-        done, total = answer.progress
-        pace = ask.backend.pace
-        expected_s = pace.seconds(total)
-        if done and answer.prompt_s:
-            expected_s = max(expected_s, answer.prompt_s * total / done)
-        ask.clock.expect(expected_s)
-
-
-def _whole(head: HttpHead, clock: Clock, answer: Answer, wish: Wish, *, emit: bool) -> Flow[None]:
-    try:
-        body = yield from read_all(clock.until("total"), MAX_BODY_BYTES)
-    except ExpiredError as exc:
-        raise clock.timeout("total") from exc
-    if head.content_type != "application/json" or not body.strip():
-        raise failures.not_a_completion(head, body)
-    deltas = answer.add_completion(body, continued=wish.continued)
-    if emit:  # a server that does not stream although asked to
-        for delta in deltas:
-            yield Emit(delta)

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
-from runtime.contracts import Usage
 from runtime.errors import LLMError
 from runtime.inference.effects import AbortedError, HttpHead, Open, Read, WireError
 from runtime.inference.telemetry import telemetry
+from runtime.inference.usage import usage_of
 
 if TYPE_CHECKING:
     from runtime.inference.effects import Effect, Flow
@@ -284,16 +284,6 @@ class _Trip:
 def _number(notes: object, name: str) -> int | None:
     value = notes.get(name) if isinstance(notes, Mapping) else None
     return value if isinstance(value, int) else None
-
-
-def usage_of(usage: object) -> Usage:
-    """Token counts as the contract's own type; a mapping of them is one, too."""
-    if isinstance(usage, Usage):
-        return usage
-    if isinstance(usage, Mapping):
-        names = ("prompt_tokens", "completion_tokens", "total_tokens")
-        return Usage(**{name: _number(usage, name) for name in names})
-    return Usage()
 
 
 def _tell(account: Account) -> None:

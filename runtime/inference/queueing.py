@@ -178,6 +178,7 @@ def take_place(until: float, *, bounded: bool = True) -> Flow[Place | None]:
             f"queue, {exc.ahead} ahead of it.",
             after_s=after_s,
             ahead=exc.ahead,
+            doing="every slot of the engine was at work on another request",
             hint="Send fewer at once, raise parallel for more slots, or raise request_timeout_s.",
         ) from exc
     return place

@@ -11,10 +11,9 @@ event loop their steps are taken in threads.
 from __future__ import annotations
 
 import contextlib
-import math
 import secrets
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from runtime.contracts import LLMMessage, Provenance, ToolCall
 from runtime.errors import (
@@ -32,27 +31,21 @@ from runtime.inference.effects import locate
 from runtime.inference.exchange import CHAT_PATH
 from runtime.inference.places import Places, Seat, keys_of
 from runtime.inference.queueing import take_place
+from runtime.inference.session_proof import answered, proof_body, refuse_other, unproven
 from runtime.store.disk import require_room
 from runtime.store.sessions import Proof, SessionHead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from runtime.engines.base import Endpoint
     from runtime.inference.clock import Limits
     from runtime.inference.effects import Flow
     from runtime.inference.places import Keys
+    from runtime.inference.session_proof import Answered
     from runtime.inference.wishes import Wish
     from runtime.store.sessions import SessionStore
-
-LEAST_REUSED: Final = 0.95
-"""Share of a proof's prompt that a state has to hold."""
-
-LOGPROB_TOLERANCE: Final = 0.01
-"""How far the proof's token may be off: another number of threads adds up in another order."""
-
-_STEERING: Final = ("grammar", "response_format", "stop", "id_slot", "verbose", "logprobs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,22 +82,6 @@ class Session:
     processed: int
     engine_ms: float
     evicted: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Answered:
-    """What the engine says to a proof."""
-
-    reused: int
-    processed: int
-    token: str
-    logprob: float
-    slot: int | None
-
-    @property
-    def share(self) -> float:
-        # The last token of a prompt is always computed: its outcome is not kept.
-        return self.reused / max(1, self.reused + self.processed - 1)
 
 
 class Keeping:
@@ -155,10 +132,10 @@ class Keeping:
             try:
                 written = yield from self._act(held.slot, "save", state)
                 proof = yield from self._prove(body, held.slot)
-                if proof.share < LEAST_REUSED:  # it was not there: but now it is
+                if not proof.reuses:  # it was not there: but now it is
                     written = yield from self._act(held.slot, "save", state)
                     proof = yield from self._prove(body, held.slot)
-                if proof.share < LEAST_REUSED:
+                if not proof.reuses:
                     raise _moved()
                 yield from self._act(held.slot, "restore", state)
                 head = SessionHead(
@@ -176,16 +153,7 @@ class Keeping:
                 path, evicted = self._store.write(name, head, state)
             finally:
                 state.unlink(missing_ok=True)
-        return Session(
-            path=path,
-            size_bytes=path.stat().st_size,
-            messages=_messages(head),
-            tokens=head.tokens,
-            reused=proof.reused,
-            processed=proof.processed,
-            engine_ms=_milliseconds(written, "save_ms"),
-            evicted=tuple(evicted),
-        )
+        return _session(path, head, proof, engine_ms=_ms(written, "save_ms"), evicted=evicted)
 
     def restore(self, name: str | Path) -> Flow[Session]:
         """Bring a saved conversation back into the engine, and prove it.
@@ -213,8 +181,8 @@ class Keeping:
                     read = yield from self._act(slot, "restore", state)
                 except LLMInvalidRequestError as exc:
                     raise _refused(exc) from exc
-                answered = yield from self._prove(head.proof.body, slot)
-                if problem := _unproven(head, read, answered):
+                said = yield from self._prove(head.proof.body, slot)
+                if problem := unproven(head, read, said):
                     self._places.forget(seat)
                     yield from self._act(slot, "erase", state)
                     raise problem
@@ -223,15 +191,7 @@ class Keeping:
         finally:
             state.unlink(missing_ok=True)
         path = self._store.path_of(name)
-        return Session(
-            path=path,
-            size_bytes=path.stat().st_size,
-            messages=_messages(head),
-            tokens=head.tokens,
-            reused=answered.reused,
-            processed=answered.processed,
-            engine_ms=_milliseconds(read, "restore_ms"),
-        )
+        return _session(path, head, said, engine_ms=_ms(read, "restore_ms"))
 
     @contextlib.contextmanager
     def _held(self, seat: Seat | None, keys: Keys, endpoint: Endpoint) -> Iterator[_Held]:
@@ -262,7 +222,7 @@ class Keeping:
         called = trailing and "tool_calls" in wish.messages[-1]
         tried = [shorter] if called else [wish, shorter] if trailing else [wish]
         for number, each in enumerate(tried, 1):
-            body = _proof_body(each, endpoint)
+            body = proof_body(each, endpoint)
             if held.slot is not None and number == len(tried):
                 return body
             try:
@@ -282,22 +242,10 @@ class Keeping:
         if found is None:
             raise _incapable("cannot apply its chat template")
 
-    def _prove(self, body: Mapping[str, Any], slot: int | None) -> Flow[_Answered]:
+    def _prove(self, body: Mapping[str, Any], slot: int | None) -> Flow[Answered]:
         where = {"verbose": True} if slot is None else {"id_slot": slot}
         _, found = yield from ask(CHAT_PATH, {**body, **where}, self._limits)
-        try:
-            assert found is not None  # noqa: S101 - what else is told below
-            timings = found["timings"]
-            piece = found["choices"][0]["logprobs"]["content"][0]
-            return _Answered(
-                int(timings["cache_n"]),
-                int(timings["prompt_n"]),
-                str(piece["token"]),
-                float(piece["logprob"]),
-                found.get("__verbose", {}).get("id_slot") if slot is None else slot,
-            )
-        except (AssertionError, KeyError, IndexError, TypeError, ValueError) as exc:
-            raise LLMBadResponseError("The engine does not say what a proof needs.") from exc
+        return answered(found, slot)
 
     def _act(self, slot: int, action: str, state: Path) -> Flow[dict[str, Any]]:
         """Have the engine write, read or clear a slot."""
@@ -329,67 +277,24 @@ class _Held:
     kept: bool = False
 
 
-def refuse_other(head: SessionHead, here: Mapping[str, str]) -> None:
-    """Compare what a state depends on.
-
-    Raises:
-        SessionMismatchError: Something differs; names it.
-    """
-    names = [*here, *(name for name in head.facts if name not in here)]
-    differences = {
-        name: (head.facts.get(name, "not known"), here.get(name, "not known"))
-        for name in names
-        if head.facts.get(name) != here.get(name)
-    }
-    if differences:
-        told = "; ".join(
-            f"{name}: saved with {_short(there)}, here it is {_short(now)}"
-            for name, (there, now) in differences.items()
-        )
-        raise SessionMismatchError(
-            f"The session is of another {' and '.join(differences)} ({told}).",
-            differences=differences,
-            hint="Start the server as it was, or send the conversation as it is: the engine then "
-            "computes it anew.",
-        )
-
-
-def _short(value: str) -> str:
-    return value if len(value) <= 60 else f"{value[:12]}…"
-
-
-def _unproven(
-    head: SessionHead, read: Mapping[str, Any], answered: _Answered
-) -> SessionMismatchError | None:
-    proof = head.proof
-    facts = {
-        "tokens": (head.tokens, int(read.get("n_restored", -1))),
-        "next token": (proof.token, answered.token),
-    }
-    differences = {
-        name: (str(then), str(now)) for name, (then, now) in facts.items() if then != now
-    }
-    if answered.reused < LEAST_REUSED * proof.reused:
-        differences["tokens reused"] = (str(proof.reused), str(answered.reused))
-    if not math.isclose(proof.logprob, answered.logprob, abs_tol=LOGPROB_TOLERANCE):
-        differences["its logprob"] = (f"{proof.logprob:.4f}", f"{answered.logprob:.4f}")
-    if not differences:
-        return None
-    told = "; ".join(f"{name}: {then} then, {now} now" for name, (then, now) in differences.items())
-    return SessionMismatchError(
-        f"The restored state does not answer as it did when it was saved ({told}).",
-        differences=differences,
-        hint="Send the conversation as it is: the engine then computes it anew.",
+def _session(
+    path: Path,
+    head: SessionHead,
+    said: Answered,
+    *,
+    engine_ms: float,
+    evicted: Sequence[str] = (),
+) -> Session:
+    return Session(
+        path=path,
+        size_bytes=path.stat().st_size,
+        messages=_messages(head),
+        tokens=head.tokens,
+        reused=said.reused,
+        processed=said.processed,
+        engine_ms=engine_ms,
+        evicted=tuple(evicted),
     )
-
-
-def _proof_body(wish: Wish, endpoint: Endpoint) -> dict[str, Any]:
-    short = replace(wish, temperature=0.0, max_tokens=1, schema=None)
-    made, _ = payload.body(short, endpoint, seed=0, stream=False)
-    kept = {name: value for name, value in made.items() if name not in (*_STEERING, "model")}
-    if kept.get("tools"):
-        kept["tool_choice"] = "auto"
-    return {**kept, "logprobs": True, "top_logprobs": 1}
 
 
 def _messages(head: SessionHead) -> tuple[SessionMessage, ...]:
@@ -412,7 +317,7 @@ def _messages(head: SessionHead) -> tuple[SessionMessage, ...]:
     )
 
 
-def _milliseconds(told: Mapping[str, Any], name: str) -> float:
+def _ms(told: Mapping[str, Any], name: str) -> float:
     return float(told.get("timings", {}).get(name, 0.0))
 
 

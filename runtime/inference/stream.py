@@ -15,6 +15,7 @@ from runtime.errors import LLMBadResponseError
 from runtime.inference import failures
 from runtime.inference.prompted_tools import CallReader
 from runtime.inference.thinking import ThoughtReader
+from runtime.inference.usage import shifted, usage_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -313,7 +314,7 @@ class Answer:
             self.prompt_s = float(progress.get("time_ms") or 0) / 1000
         if isinstance(usage := chunk.get("usage"), dict):
             if self._prefix_tokens:
-                usage = _shifted(usage, self._prefix_tokens)
+                usage = shifted(usage, self._prefix_tokens)
             self._usage_object = usage
             self.usage = usage_of(usage)
             deltas.append(LLMDelta(usage_delta=self.usage))
@@ -396,29 +397,6 @@ class Answer:
             partial_text=self.text or None,
             hint="Is this an OpenAI-compatible server?",
         )
-
-
-def usage_of(counts: Mapping[str, object]) -> Usage:
-    """Token counts from OpenAI's ``usage`` object; None for each that is missing."""
-
-    def count(name: str) -> int | None:
-        value = counts.get(name)
-        return value if isinstance(value, int) else None
-
-    return Usage(
-        prompt_tokens=count("prompt_tokens"),
-        completion_tokens=count("completion_tokens"),
-        total_tokens=count("total_tokens"),
-    )
-
-
-def _shifted(counts: dict[str, Any], tokens: int) -> dict[str, Any]:
-    """Counts of an answer whose first ``tokens`` the server took for a part of the prompt."""
-    moved = {"prompt_tokens": -tokens, "completion_tokens": tokens}
-    return {
-        name: max(0, count + moved.get(name, 0)) if isinstance(count, int) else count
-        for name, count in counts.items()
-    }
 
 
 def _text(value: object) -> str:

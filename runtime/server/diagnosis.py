@@ -8,10 +8,12 @@ import signal as signals
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from runtime.errors import EngineStartError
 from runtime.server import templates
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,56 @@ class Diagnosis:
     sentence: str
     hint: str | None
     repeats: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How an engine process ended, and why.
+
+    Attributes:
+        code: Exit code, or None.
+        signal: The signal's name, or None.
+        how: Both in words.
+        diagnosis: A short machine-readable cause.
+        cause: The cause in words.
+        sentence: All of it in words.
+        hint: What to do about it, or None.
+        repeats: Whether another start would end the same way.
+        answered: Whether it took up a request of a caller's.
+        log_tail: Its last lines.
+        doom: Why we ended its start, where we did.
+    """
+
+    code: int | None
+    signal: str | None
+    how: str
+    diagnosis: str
+    cause: str
+    sentence: str
+    hint: str | None
+    repeats: bool
+    answered: bool
+    log_tail: tuple[str, ...]
+    doom: EngineStartError | None
+
+    def error(self, kind: str, *, was_ready: bool, log_path: Path | None) -> EngineStartError:
+        """The error for who waits for the engine.
+
+        Args:
+            kind: The engine's.
+            was_ready: Whether it, or one before it, ever was.
+            log_path: Its whole output.
+        """
+        verb = "died" if was_ready else "did not start"
+        return self.doom or EngineStartError(
+            f"The engine {kind} {verb}: {self.cause} ({self.how}).",
+            diagnosis=self.diagnosis,
+            exit_code=self.code,
+            signal=self.signal,
+            log_tail=self.log_tail,
+            log_path=log_path,
+            hint=self.hint,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from runtime.contracts import Provenance
@@ -15,7 +14,7 @@ from runtime.engines.base import Endpoint
 from runtime.errors import EngineStartError
 from runtime.hardware import oom_kills
 from runtime.server import probe
-from runtime.server.diagnosis import Diagnosis, diagnose, ending, signal_name
+from runtime.server.diagnosis import Diagnosis, Ending, diagnose, ending, signal_name
 from runtime.server.launcher import ExecFailed, Exited, Spawned, launch
 from runtime.server.listeners import who_listens
 from runtime.server.logs import LogTail
@@ -38,42 +37,6 @@ ERROR_TAIL_LINES = 20
 DIAGNOSIS_LINES = 200  # a traceback may push the telling line far up
 
 _numbers = itertools.count()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
-    """How an engine process ended, and why.
-
-    Attributes:
-        code: Exit code, or None.
-        signal: The signal's name, or None.
-        how: Both in words.
-        diagnosis: A short machine-readable cause.
-        cause: The cause in words.
-        sentence: All of it in words.
-        hint: What to do about it, or None.
-        repeats: Whether another start would end the same way.
-        answered: Whether it took up a request of a caller's.
-        log_tail: Its last lines.
-        doom: Why we ended its start, where we did.
-    """
-
-    code: int | None
-    signal: str | None
-    how: str
-    diagnosis: str
-    cause: str
-    sentence: str
-    hint: str | None
-    repeats: bool
-    answered: bool
-    log_tail: tuple[str, ...]
-    doom: EngineStartError | None
-
-    @property
-    def facts(self) -> str:
-        """What died of what, for a log line of somebody else's."""
-        return f"{self.cause} ({self.how})"
 
 
 class RunOwner(Protocol):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runtime.server.templates import fingerprint
-from runtime.store.sessions import digests_of
+from runtime.store.digests import file_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
     from runtime.server.view import View
 
 
@@ -26,14 +29,18 @@ def session_facts(view: View) -> dict[str, str]:
     told = properties.chat_template if properties else None
     context = (properties.slot_ctx if properties else None) or spec.slot_ctx
     return {
-        "model": digests_of(plan.model.files),
+        "model": _digests(plan.model.files),
         "engine": f"{plan.choice.engine.kind} {view.engine_version or plan.choice.info.version}",
         "context": f"{context} tokens",
         "slots": str((properties.slots if properties else None) or spec.parallel),
         "KV cache": f"{spec.cache_type_k} and {spec.cache_type_v}",
         "flash attention": spec.flash_attn,
-        "LoRA": digests_of(spec.lora) or "none",
-        "projector": digests_of((spec.mmproj,)) if spec.mmproj else "none",
+        "LoRA": _digests(spec.lora) or "none",
+        "projector": file_digest(spec.mmproj) if spec.mmproj else "none",
         "chat template": fingerprint(told or plan.facts.chat_template) or "none",
         "engine arguments": " ".join(spec.extra_args) or "none",
     }
+
+
+def _digests(paths: Iterable[Path]) -> str:
+    return " ".join(map(file_digest, paths))

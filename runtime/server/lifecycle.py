@@ -152,18 +152,10 @@ def restart_delay_s(
     """
     if not policy.enabled:
         return None
-    counted = counted_restarts(policy, now_s=now_s, earlier_s=earlier_s, ready_for_s=ready_for_s)
+    stable = ready_for_s is not None and ready_for_s >= policy.stable_after_s
+    counted = 0 if stable else sum(now_s - at_s < policy.window_s for at_s in earlier_s)
     if counted >= policy.max_restarts:
         return None
     if counted == 0:
         return 0.0
     return chance * min(policy.backoff_max_s, policy.backoff_base_s * 2.0**counted)
-
-
-def counted_restarts(
-    policy: RestartPolicy, *, now_s: float, earlier_s: Sequence[float], ready_for_s: float | None
-) -> int:
-    """How many earlier restarts still count against the budget."""
-    if ready_for_s is not None and ready_for_s >= policy.stable_after_s:
-        return 0
-    return sum(1 for at in earlier_s if now_s - at < policy.window_s)

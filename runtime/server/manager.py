@@ -201,6 +201,7 @@ class ServerManager:
             f"The managed server is still {view.state} after {timeout:.1f} s.",
             phase="connect",
             after_s=timeout or 0.0,
+            doing=f"the engine was {view.state}",
             hint="Wait longer; logs() shows what it is doing.",
         )
 

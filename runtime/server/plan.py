@@ -19,7 +19,8 @@ from runtime.server import registry
 from runtime.server.logs import forget_old_logs
 from runtime.server.performance import Profile, choose_performance, within_batch
 from runtime.server.ports import unusable
-from runtime.server.profiles import applicable, look_up
+from runtime.server.profiles import look_up
+from runtime.server.tuning_profile import applicable
 from runtime.settings import directories, private_folder
 from runtime.store.drafts import AUTO, Drafting
 from runtime.store.gguf import read_facts
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from runtime.engines.base import EngineCommand
     from runtime.engines.detect import Choice, Placement
     from runtime.server.performance import Performance
-    from runtime.server.profiles import KeptProfile
+    from runtime.server.tuning_profile import KeptProfile
     from runtime.settings import ServerConfig
     from runtime.store.gguf import ModelFacts
     from runtime.store.local import LocalModel

@@ -7,7 +7,6 @@ proof, a token that it has to compute now and then, is waited for in a thread of
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from dataclasses import replace
@@ -16,16 +15,17 @@ from typing import TYPE_CHECKING
 from runtime.contracts import Provenance
 from runtime.errors import LLMError
 from runtime.hardware import memory
-from runtime.server import lifecycle, probe
+from runtime.server import probe
 from runtime.server.engine_run import EngineRun
 from runtime.server.loop import Timers
 from runtime.server.plan import once_more
+from runtime.server.restarts import Restarts
 from runtime.server.view import StandbyView
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from runtime.server.engine_run import Ending
+    from runtime.server.diagnosis import Ending
     from runtime.server.loop import Loop
     from runtime.server.plan import LaunchPlan
     from runtime.server.probe import Properties, Reply
@@ -76,13 +76,13 @@ class Standby:
         self._plan: LaunchPlan | None = None
         self._properties: Properties | None = None
         self._wait_until_s = 0.0
-        self._started_s: list[float] = []
+        self._restarts = Restarts(config.restart)
         self._ready_s: float | None = None
         self.view = StandbyView()
 
     def forget(self) -> None:
         """A start of the whole server: what was counted before does not count."""
-        self._started_s.clear()
+        self._restarts.forget()
         self.view = StandbyView()
 
     def want(self, plan: LaunchPlan, properties: Properties, *, after_s: float = 0.0) -> None:
@@ -200,19 +200,10 @@ class Standby:
 
     def _again(self, why: str) -> None:
         """Start another one, with the pauses and within the budget of the restart policy."""
-        now, policy = time.monotonic(), self._config.restart
-        ready_for_s = now - self._ready_s if self._ready_s is not None else None
-        delay_s = lifecycle.restart_delay_s(
-            policy,
-            now_s=now,
-            earlier_s=self._started_s,
-            ready_for_s=ready_for_s,
-            chance=random.random(),  # noqa: S311 - spreads restarts, guards nothing
-        )
+        delay_s = self._restarts.next_delay_s(self._ready_s)
         if delay_s is None:
             self._failed(why)
             return
-        self._started_s.append(now)
         self._gone_view(state="waiting", why=why)
         self._schedule(delay_s)
 

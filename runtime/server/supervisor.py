@@ -6,7 +6,6 @@ Callers post requests and wait; readers take the latest :class:`View`, which is 
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from dataclasses import replace
@@ -19,13 +18,14 @@ from runtime.server.engine_run import EngineRun
 from runtime.server.lifecycle import Event, State, Transition
 from runtime.server.logs import LogTail
 from runtime.server.loop import Loop, Timers
+from runtime.server.restarts import Restarts
 from runtime.server.view import LastExit, View
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runtime.engines.base import Endpoint
-    from runtime.server.engine_run import Ending
+    from runtime.server.diagnosis import Ending
     from runtime.server.plan import LaunchPlan
     from runtime.server.standby import Standby
     from runtime.server.view import StandbyView
@@ -70,7 +70,7 @@ class Supervisor:
         self._timers = Timers(self._loop, "supervisor")
         self._run: EngineRun | None = None
         self._standby = self._make_standby() if config.standby else None
-        self._restarted_s: list[float] = []
+        self._restarts = Restarts(config.restart)
         self._ready_s: float | None = None
         self._was_ready = False
         self.tail = LogTail()
@@ -182,7 +182,7 @@ class Supervisor:
         if not lifecycle.accepts(self._view.state, Event.START):
             return False
         self._was_ready = False
-        self._restarted_s.clear()
+        self._restarts.forget()
         if self._standby is not None:
             self._standby.forget()
         self._step(
@@ -328,43 +328,24 @@ class Supervisor:
         if state is State.STOPPING:
             self._step(Event.GONE, f"the engine {end.how}", **changes)
             return
-        kind = run.plan.choice.engine.kind
-        verb = "died" if self._was_ready else "did not start"
-        error = end.doom or EngineStartError(
-            f"The engine {kind} {verb}: {end.cause} ({end.how}).",
-            diagnosis=end.diagnosis,
-            exit_code=end.code,
-            signal=end.signal,
-            log_tail=end.log_tail,
-            log_path=run.plan.log_path,
-            hint=end.hint,
+        plan = run.plan
+        error = end.error(
+            plan.choice.engine.kind, was_ready=self._was_ready, log_path=plan.log_path
         )
         self._decide(error, end, changes)
 
     def _decide(self, error: EngineStartError, end: Ending, changes: dict[str, object]) -> None:
         """Let the standby take over, start again, or fail."""
-        now = time.monotonic()
-        # One that was ready for long but never gave an answer has proven nothing.
-        ready_for_s = now - self._ready_s if end.answered and self._ready_s is not None else None
-        policy = self._config.restart
         delay_s = None
         standby = self._standby
         if self._was_ready and (not end.repeats or (standby is not None and standby.is_ready)):
-            delay_s = lifecycle.restart_delay_s(
-                policy,
-                now_s=now,
-                earlier_s=self._restarted_s,
-                ready_for_s=ready_for_s,
-                chance=random.random(),  # noqa: S311 - spreads restarts, guards nothing
-            )
+            # One that was ready for long but never gave an answer has proven nothing.
+            delay_s = self._restarts.next_delay_s(self._ready_s if end.answered else None)
         if delay_s is None:
             if standby is not None:
                 standby.discard("the server has failed")
             self._step(Event.DOOMED, end.sentence, error=error, **changes)
             return
-        if ready_for_s is not None and ready_for_s >= policy.stable_after_s:
-            self._restarted_s.clear()
-        self._restarted_s.append(now)
         heir = standby.take() if standby is not None else None
         if heir is None and end.repeats:
             self._step(Event.DOOMED, end.sentence, error=error, **changes)

@@ -28,7 +28,7 @@ from runtime.errors import (
     StorageError,
 )
 from runtime.settings import directories, private_folder
-from runtime.store.disk import disk_error, hash_file, megabytes, private_opener, require_room
+from runtime.store.disk import disk_error, megabytes, private_opener, require_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -347,25 +347,3 @@ def _not_found(path: Path) -> SessionNotFoundError:
         path=path,
         hint="`llama-runtime sessions list` shows those with a name.",
     )
-
-
-def digests_of(paths: tuple[Path, ...]) -> str:
-    """The SHA-256 of files, one after another, remembered as long as they stay as they are.
-
-    Raises:
-        StorageError: One cannot be read.
-    """
-    from runtime.memo import Memo, file_identity  # noqa: PLC0415 - not needed to list sessions
-
-    memo, found = Memo("sha256"), []
-    for path in paths:
-        try:
-            identity = file_identity(path)
-            known = (memo.get(identity) or {}).get("sha256")
-            if not isinstance(known, str):
-                known = hash_file(path).hexdigest()
-                memo.put(identity, {"sha256": known})
-        except OSError as exc:
-            raise StorageError(f"Cannot read {path}: {exc.strerror}.", path=path) from exc
-        found.append(known)
-    return " ".join(found)

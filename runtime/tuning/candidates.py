@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from runtime.server.performance import SPECULATIONS
-from runtime.server.profiles import open_settings
+from runtime.server.tuning_profile import open_settings
 from runtime.store.drafts import AUTO
 from runtime.store.memory_plan import DEFAULT_BATCH
 

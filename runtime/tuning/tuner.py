@@ -13,6 +13,7 @@ from runtime.errors import LLMCapabilityError
 from runtime.hardware import cpu_budget, memory
 from runtime.server import profiles
 from runtime.server.plan import plan_launch
+from runtime.server.tuning_profile import KeptProfile, key_for
 from runtime.store.drafts import AUTO
 from runtime.store.gguf import read_facts
 from runtime.tuning.candidates import Candidate, candidates
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runtime.server.plan import LaunchPlan
-    from runtime.server.profiles import KeptProfile, ProfileKey
+    from runtime.server.tuning_profile import ProfileKey
     from runtime.settings import ServerConfig
     from runtime.store.drafts import Drafting
     from runtime.store.local import LocalModel
@@ -98,7 +99,7 @@ def prepare(
         )
     plan = plan_launch(config.model_copy(update={"tuned": False}), model, api_key=None)
     budget = cpu_budget()
-    key = profiles.key_for(
+    key = key_for(
         # Whether the pair is used is what the profile decides, so it does not rest on that.
         config.model_copy(update={"draft_model": None}) if config.draft_model == AUTO else config,
         model,
@@ -173,7 +174,7 @@ def tune(
             on_progress=on_progress,
         )
         scale = arena.scale
-    profile = profiles.KeptProfile(
+    profile = KeptProfile(
         model=tuning.model.name,
         key=tuning.key,
         settings=dict(outcome.taken.settings),

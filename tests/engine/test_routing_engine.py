@@ -306,9 +306,7 @@ def test_one_that_cannot_be_loaded_gives_way(files: dict[str, str], tmp_path: Pa
 def narrow(files: dict[str, str]) -> Iterator[RoutingClient]:
     """A small model with a small context and one slot that nobody waits for, and a larger one."""
     few = ServerConfig(model=files["small"], ctx_size=256, parallel=1)
-    with RoutingClient(
-        [few, ServerConfig(model=files["large"])], max_queue=0, ctx_size=512
-    ) as made:
+    with RoutingClient([few, files["large"]], max_queue=0, ctx_size=1024) as made:
         yield made
 
 
@@ -359,12 +357,14 @@ def test_one_that_dies_and_cannot_come_back_gives_way(
 ) -> None:
     """Its file is deleted and its engine killed: the reason is told, another one answers."""
     passing = Path(shutil.copy(files["large"], tmp_path / "passing.gguf"))
-    with RoutingClient([str(passing), files["small"]], ctx_size=512) as client:
+    with RoutingClient([str(passing), files["small"]], ctx_size=1024) as client:
         quality = request(priority="quality")
-        stream = client.stream_chat("hi", model="passing", params=LLMChatParams(max_tokens=400))
-        next(stream)
+        assert client.generate(quality).model == "passing"
+        pid = pids(client)["passing"]
         passing.unlink()
-        os.kill(pids(client)["passing"], signal.SIGKILL)
+        stream = client.stream_chat("hi", model="passing", params=LLMChatParams(max_tokens=900))
+        next(stream)
+        os.kill(pid, signal.SIGKILL)
         with pytest.raises(ConnectionLostError, match="There is no file") as caught:
             list(stream)
         assert caught.value.partial_text

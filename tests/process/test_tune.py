@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from runtime.server import profiles
-from runtime.server.profiles import KeptProfile
+from runtime.server.tuning_profile import KeptProfile
 from runtime.settings import ServerConfig, directories
 from runtime.store import ModelStore
+from runtime.store.digests import model_digest
 from runtime.tuning.tuner import prepare
 from tests.conftest import wait_until
 
@@ -43,7 +44,7 @@ def _tune(path: Path, *args: str) -> subprocess.CompletedProcess[str]:
 def _keep(path: Path, **settings: Any) -> KeptProfile:
     """As if it had been found to be best."""
     model = ModelStore().resolve(str(path))
-    tuning = prepare(ServerConfig(**_SMALL), model, model_sha256=profiles.digest_of(model))
+    tuning = prepare(ServerConfig(**_SMALL), model, model_sha256=model_digest(model))
     profile = KeptProfile(
         model=model.name,
         key=tuning.key,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from runtime.server.lifecycle import (
     next_state,
     restart_delay_s,
 )
+from runtime.server.restarts import Restarts
 from runtime.settings import RestartPolicy
 
 
@@ -88,3 +91,17 @@ def test_the_budget_forgets_old_restarts_and_starts_anew_after_a_stable_time() -
 def test_no_restart_when_switched_off() -> None:
     policy = RestartPolicy(enabled=False)
     assert restart_delay_s(policy, now_s=0, earlier_s=[], ready_for_s=None, chance=0) is None
+
+
+def test_restarts_count_until_an_engine_has_held() -> None:
+    restarts = Restarts(RestartPolicy(max_restarts=2, stable_after_s=60))
+    assert restarts.next_delay_s(None) == 0.0
+    assert restarts.next_delay_s(time.monotonic()) is not None
+    assert restarts.next_delay_s(time.monotonic() - 59) is None
+
+    assert restarts.next_delay_s(time.monotonic() - 60) == 0.0
+    assert restarts.next_delay_s(None) is not None
+    assert restarts.next_delay_s(None) is None
+
+    restarts.forget()
+    assert restarts.next_delay_s(None) == 0.0

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runtime.contracts import LLMDelta
-from runtime.inference.async_transport import AsyncWire, Performance
+from runtime.inference.async_transport import Performance
+from runtime.inference.async_wire import AsyncWire
 from runtime.inference.effects import (
     AbortedError,
     BrokenError,

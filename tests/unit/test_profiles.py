@@ -13,8 +13,10 @@ import pytest
 
 from runtime.engines.base import Device, EngineInfo
 from runtime.server import profiles
-from runtime.server.profiles import KeptProfile, Lookup, key_for, look_up
+from runtime.server.profiles import Lookup, look_up
+from runtime.server.tuning_profile import KeptProfile, applicable, key_for
 from runtime.settings import ServerConfig, directories
+from runtime.store.digests import model_digest
 from runtime.store.local import LocalModel
 from tests.unit.some_cpu import budget
 
@@ -52,7 +54,7 @@ def _profile(model: LocalModel, config: ServerConfig | None = None, **changes: A
         config or ServerConfig(),
         model,
         _INFO,
-        model_sha256=profiles.digest_of(model),
+        model_sha256=model_digest(model),
         budget=_BUDGET,
         gpu_layers=0,
     )
@@ -195,7 +197,7 @@ def test_what_is_set_by_hand_wins(model: LocalModel) -> None:
     profiles.keep(profile)
 
     assert _found(model, threads=2).profile == profile
-    assert profiles.applicable(profile, ServerConfig(threads=2)) == {"flash_attn": "off"}
+    assert applicable(profile, ServerConfig(threads=2)) == {"flash_attn": "off"}
 
 
 @pytest.mark.parametrize(

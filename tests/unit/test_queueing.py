@@ -245,6 +245,7 @@ def test_the_total_deadline_counts_the_wait_and_says_who_was_ahead(server: FakeS
         with pytest.raises(QueueTimeoutError, match="1 ahead") as caught:
             hasty.chat("hi")
         assert (caught.value.phase, caught.value.ahead) == ("queue", 1)
+        assert "at work on another" in str(caught.value.doing)
         assert 0.99 <= caught.value.after_s < 3
         assert counts(client) == (2, 1)  # it left the line
         desk.open.set()

@@ -575,6 +575,38 @@ def test_a_deadline_says_what_the_engine_was_doing(
     assert said in str(caught.value.doing)
 
 
+def test_an_engine_that_is_not_back_in_time_is_the_total_deadlines() -> None:
+    """With what had come, and what was waited for."""
+    late = RequestTimeoutError("The managed server is still starting.", phase="connect", after_s=1)
+
+    class Gone(Engine):
+        def perform(self, effect: Any, endpoint: Endpoint) -> Any:
+            if isinstance(effect, Locate) and self.generation > 1:
+                return late
+            return super().perform(effect, endpoint)
+
+    with pytest.raises(RequestTimeoutError) as caught:
+        Gone([*events_of(["a", "b"])[:3], BrokenError("gone")]).run()
+    assert (caught.value.phase, caught.value.partial_text) == ("total", "ab")
+    assert caught.value.doing == "The managed server is still starting"
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda client: client.embed(["x"] * 70), "it had embedded 0 of 70 texts"),
+        (lambda client: client.count_tokens("x"), "not answered to /tokenize"),
+    ],
+)
+def test_a_deadline_says_what_was_asked(ask: Callable[[LlamaClient], object], said: str) -> None:
+    with FakeServer() as server, LlamaClient(base_url=server.url, request_timeout_s=0.2) as client:
+        server.stalling |= {"/v1/embeddings", "/tokenize"}
+        with pytest.raises(RequestTimeoutError, match=said) as caught:
+            ask(client)
+        assert caught.value.phase == "total"
+        assert said in str(caught.value.doing)
+
+
 def test_progress_is_no_token() -> None:
     """The deadline of the first token is an instant that progress does not move."""
     limits = Limits(first_token_timeout_s=50)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from runtime.cli.app import cli
 from runtime.errors import IntegrityError, SessionMismatchError, SessionNotFoundError, StorageError
-from runtime.inference.sessions import refuse_other
+from runtime.inference.session_proof import refuse_other
 from runtime.store.sessions import Proof, SessionHead, SessionStore
 
 if TYPE_CHECKING:

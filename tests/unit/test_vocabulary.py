@@ -9,7 +9,7 @@ import pytest
 
 from runtime.errors import ConfigError
 from runtime.server.plan import _measured
-from runtime.server.profiles import KeptProfile, ProfileKey
+from runtime.server.tuning_profile import KeptProfile, ProfileKey
 from runtime.settings import ServerConfig
 from runtime.store import ModelStore
 from runtime.store.catalog import read_catalog
