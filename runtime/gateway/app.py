@@ -48,8 +48,9 @@ def create_app(
     """
     traffic = Traffic()
     gateway = _Gateway(models, traffic, address, instance)
-    answers = partial(Answering, models, traffic)
-    counts = partial(Counting, models, traffic)
+    reader = Threads(1)
+    answers = partial(Answering, models, traffic, reader)
+    counts = partial(Counting, models, traffic, reader)
     # mypy takes a module for a Dialect once, and for nothing more ever after.
     openai_counts = counts(cast("CountingDialect", openai))
     responses = Responses()
@@ -65,9 +66,9 @@ def create_app(
             Route("/v1/chat/completions", answers(openai), methods=["POST"]),
             Route("/v1/chat/completions/input_tokens", openai_counts, methods=["POST"]),
             Route("/v1/completions", answers(openai_text), methods=["POST"]),
-            Route("/v1/embeddings", Embedding(models, traffic), methods=["POST"]),
-            Route("/tokenize", Tokenizing(models, traffic), methods=["POST"]),
-            Route("/detokenize", Detokenizing(models, traffic), methods=["POST"]),
+            Route("/v1/embeddings", Embedding(models, traffic, reader), methods=["POST"]),
+            Route("/tokenize", Tokenizing(models, traffic, reader), methods=["POST"]),
+            Route("/detokenize", Detokenizing(models, traffic, reader), methods=["POST"]),
             Route("/v1/responses", answers(responses), methods=["POST"]),
             Route("/v1/responses/input_tokens", counts(responses), methods=["POST"]),
             Route("/v1/responses/{response_id}", kept.get, methods=["GET"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -36,7 +37,7 @@ class Kept:
 
 
 class Conversations:
-    """The latest answers, by their ids: the oldest make room. Not to be shared between threads."""
+    """The latest answers, by their ids: the oldest make room. Any thread may use it."""
 
     def __init__(self, *, most: int = MOST_KEPT, most_characters: int = MOST_CHARACTERS) -> None:
         """Nothing yet.
@@ -50,24 +51,29 @@ class Conversations:
         self._most_characters = most_characters
         self._characters = 0
         self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def keep(self, response_id: str, kept: Kept) -> None:
         """Keep an answer."""
-        self._kept[response_id] = kept
-        self._characters += kept.characters
-        while len(self._kept) > self._most or self._characters > self._most_characters:
-            self.drop(next(iter(self._kept)))
+        with self._lock:
+            self._kept[response_id] = kept
+            self._characters += kept.characters
+            while len(self._kept) > self._most or self._characters > self._most_characters:
+                self._drop(next(iter(self._kept)))
 
     def find(self, response_id: str) -> Kept | None:
         """The answer of that id; None when it is not kept, or not any more."""
-        return self._kept.get(response_id)
+        with self._lock:
+            return self._kept.get(response_id)
 
     def item(self, item_id: str) -> Mapping[str, object] | None:
         """The part of an answer that has that id."""
-        for kept in reversed(self._kept.values()):
+        with self._lock:
+            latest_first = list(reversed(self._kept.values()))
+        for kept in latest_first:
             output = kept.response.get("output")
             for item in output if isinstance(output, list) else ():
                 if item.get("id") == item_id:
@@ -77,6 +83,10 @@ class Conversations:
 
     def drop(self, response_id: str) -> bool:
         """Forget an answer; tells whether it was kept."""
+        with self._lock:
+            return self._drop(response_id)
+
+    def _drop(self, response_id: str) -> bool:
         kept = self._kept.pop(response_id, None)
         if kept is None:
             return False

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from runtime.errors import LLMInvalidRequestError
+from runtime.inference import large_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
@@ -29,6 +30,7 @@ _STREAM: Final = {
     "x-accel-buffering": "no",  # a proxy is not to hold pieces back
 }
 
+_WRITER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 WRITE_NOW: Final = "runtime.write_now"
 """An extension of ASGI that our server offers: a function that writes a piece of the body that has
@@ -43,11 +45,16 @@ class TooLargeError(LLMInvalidRequestError):
     """A body is longer than what is read (HTTP 413)."""
 
 
-async def read_object(receive: Receive) -> dict[str, object]:
-    """The JSON object that a request's body holds.
+AT_ONCE_BYTES: Final = 128 * 1024
+"""Longest body that is worked on by the event loop: a megabyte takes 17 ms of its time as one text,
+24 ms in messages of 1,000 characters, so that streams wait for 3 ms at most."""
+
+
+async def read_body(receive: Receive) -> bytes:
+    """A request's body.
 
     Raises:
-        LLMInvalidRequestError: It is none.
+        TooLargeError: It is too long.
         ClientGoneError: It did not come.
     """
     parts: list[bytes] = []
@@ -63,9 +70,17 @@ async def read_object(receive: Receive) -> dict[str, object]:
                 f"The body is longer than {MAX_BODY_BYTES:,} bytes.", hint="Send less at once."
             )
         if not event.get("more_body", False):
-            break
+            return b"".join(parts)
+
+
+def object_of(data: bytes) -> dict[str, object]:
+    """The JSON object that a request's body holds.
+
+    Raises:
+        LLMInvalidRequestError: It is none.
+    """
     try:
-        body = json.loads(b"".join(parts))
+        body = json.loads(data) if len(data) <= AT_ONCE_BYTES else large_json.read(data)
     except (ValueError, RecursionError) as exc:  # UnicodeDecodeError is a ValueError
         raise LLMInvalidRequestError(
             f"The body is not JSON: {exc}.", hint="Send a JSON object in UTF-8."
@@ -75,6 +90,11 @@ async def read_object(receive: Receive) -> dict[str, object]:
             f"The body is a JSON {type(body).__name__}, not an object.", hint="Send an object."
         )
     return body
+
+
+def encoded(body: Mapping[str, object]) -> bytes:
+    """A JSON object as the body of an answer."""
+    return "".join(large_json.pieces(body, _WRITER)).encode("utf-8", "surrogatepass")
 
 
 class Reply:
@@ -90,12 +110,13 @@ class Reply:
         self.status: int | None = None
 
     async def whole(
-        self, status: int, body: Mapping[str, object], headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        body: Mapping[str, object] | bytes,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Send a JSON object."""
-        data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(
-            "utf-8", "surrogatepass"
-        )
+        """Send a JSON object, which may be encoded already."""
+        data = body if isinstance(body, bytes) else encoded(body)
         told = {"content-type": "application/json", "content-length": str(len(data))}
         await self._start(status, {**told, **(headers or {})})
         await self._send({"type": "http.response.body", "body": data})

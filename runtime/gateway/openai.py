@@ -76,7 +76,7 @@ class _StreamOptions(Body):
 
 
 class _Chat(Body):
-    messages: list[_Message] = Field(min_length=1)
+    messages: list[Any] = Field(min_length=1)
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
@@ -180,9 +180,10 @@ def _refuse_what_is_not_here(chat: _Chat, options: Mapping[str, object]) -> None
         )
 
 
-def message(position: int, given: _Message) -> LLMMessage:
+def message(position: int, said: Mapping[str, object]) -> LLMMessage:
     """A message in the contract's form."""
     where = f"messages[{position}]"
+    given = parsed(_Message, said, at=where)
     calls = tuple(
         ToolCall(name=call.function.name, arguments_json=call.function.arguments, call_id=call.id)
         for call in given.tool_calls or ()

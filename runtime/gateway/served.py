@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from runtime.client._loading import engine_bytes
 from runtime.client.aio import AsyncLlamaClient
-from runtime.inference import tokens, wishes
+from runtime.inference import embeddings, tokens, wishes
 from runtime.inference.async_wire import AsyncWire
 from runtime.inference.failures import client_closed
 from runtime.inference.observation import summed
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from runtime.client._routed import KnownModel
-    from runtime.contracts import LLMResponse
+    from runtime.contracts import EmbeddingResult, LLMRequest, LLMResponse
     from runtime.gateway.dialect import Call
     from runtime.inference.async_transport import Performance
     from runtime.inference.effects import Flow
@@ -70,22 +70,48 @@ class ServedModel(AsyncLlamaClient):
         """What its requests so far came to."""
         return self._observer.counters()
 
-    async def tokenize(self, text: str, options: Mapping[str, object]) -> list[object]:
-        """The tokens of a text; see :func:`runtime.inference.tokens.tokenize`."""
-        return await self._run(self._source, tokens.tokenize(text, options, self._limits))
+    async def tokenize(
+        self, text: str, options: Mapping[str, object], *, large: bool = False
+    ) -> list[object]:
+        """The tokens of a text; see :func:`runtime.inference.tokens.tokenize`.
 
-    async def detokenize(self, given: Sequence[int]) -> str:
+        Here and below, what is ``large`` is worked on in a thread.
+        """
+        wanted = tokens.tokenize(text, options, self._limits)
+        return await self._run(self._source, wanted, threads=self._threads if large else None)
+
+    async def detokenize(self, given: Sequence[int], *, large: bool = False) -> str:
         """The text that tokens stand for."""
-        return await self._run(self._source, tokens.detokenize(given, self._limits))
+        wanted = tokens.detokenize(given, self._limits)
+        return await self._run(self._source, wanted, threads=self._threads if large else None)
 
-    def perform(self, call: Call, *, emit: bool) -> Performance[LLMResponse]:
+    async def count(self, request: LLMRequest, *, large: bool = False) -> int:
+        """How many tokens the prompt of a request has."""
+        aside = large or wishes.takes_long(request)
+        begin = partial(self._counting, request, (), None)
+        wanted = await self._threads.run(begin) if aside else begin()
+        return await self._run(self._source, wanted, threads=self._threads if aside else None)
+
+    async def vectors(
+        self, texts: Sequence[str], *, truncate: bool = False, large: bool = False
+    ) -> EmbeddingResult:
+        """A vector for each text; see :meth:`embed`."""
+
+        def begin() -> Flow[EmbeddingResult]:
+            checked = embeddings.checked(texts)
+            return self._embedding(self._source, checked, None, truncate=truncate)
+
+        wanted = await self._threads.run(begin) if large else begin()
+        return await self._run(self._source, wanted, threads=self._threads if large else None)
+
+    def perform(self, call: Call, *, emit: bool, large: bool = False) -> Performance[LLMResponse]:
         """An answer under way; see :class:`Performance`.
 
         What cannot be right in the request is refused at its beginning.
         """
         reading = wishes.from_text if call.raw else wishes.from_request
         read = partial(reading, call.request, policy=self._settings.policy)
-        aside = wishes.takes_long(call.request)
+        aside = large or wishes.takes_long(call.request)
 
         async def begin() -> Flow[LLMResponse]:
             wish = await self._threads.run(read) if aside else read()

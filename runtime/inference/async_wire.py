@@ -24,7 +24,7 @@ from runtime.inference.loop_stream import LoopStream
 from runtime.inference.transport import headers, no_tls, tls_context
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable, Generator, Iterator
 
     from anyio.abc import ByteStream
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PACKET_BYTES = 64 * 1024
+_SENT_BYTES = 256 * 1024
 
 
 class AsyncWire:
@@ -64,7 +65,8 @@ class AsyncWire:
         self._stream = stream = await self._connect(effect)
         http = h11.Connection(h11.CLIENT)
         with self._within(effect.until), _translated():
-            await stream.send(_encoded(http, effect.request))
+            for piece in _encoded(http, effect.request):
+                await stream.send(piece)
             response = await self._event(stream, http)
         if not isinstance(response, h11.Response):
             raise BrokenError("the connection was closed without an answer")
@@ -277,7 +279,8 @@ def _translated() -> Generator[None]:
         raise BrokenError(str(exc)) from exc
 
 
-def _encoded(http: h11.Connection, request: HttpRequest) -> bytes:
+def _encoded(http: h11.Connection, request: HttpRequest) -> Iterator[bytes]:
+    """The request in pieces: copying tens of megabytes at once would hold up the event loop."""
     parts = urlsplit(request.base_url)
     body = request.body or b""
     fields = {"Host": parts.netloc, **headers(request)}
@@ -286,8 +289,13 @@ def _encoded(http: h11.Connection, request: HttpRequest) -> bytes:
     head = h11.Request(
         method=request.method, target=parts.path + request.path, headers=list(fields.items())
     )
-    sent = (head, h11.Data(data=body), h11.EndOfMessage()) if body else (head, h11.EndOfMessage())
-    return b"".join(http.send(event) for event in sent)
+    piece = http.send(head) or b""
+    for start in range(0, len(body), _SENT_BYTES):
+        yield piece + (http.send(h11.Data(data=body[start : start + _SENT_BYTES])) or b"")
+        piece = b""
+    piece += http.send(h11.EndOfMessage()) or b""
+    if piece:
+        yield piece
 
 
 def _text(value: bytes) -> str:

@@ -188,6 +188,7 @@ def keys_of(
     so_far = hash(json.dumps(tools)) if tools else 0
     keys: list[int] = []
     for message in messages:
-        so_far = hash((so_far, json.dumps(message)))
+        rest = {name: value for name, value in message.items() if name != "content"}
+        so_far = hash((so_far, str(message["content"]), json.dumps(rest)))
         keys.append(so_far)
     return tuple(keys)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from runtime.errors import LLMInvalidRequestError
-from runtime.inference import grammars, request_limits
+from runtime.inference import grammars, large_json, request_limits
 from runtime.inference import response_format as response_formats
 from runtime.inference import tools as toolboxes
 from runtime.inference.messages import openai_messages
@@ -42,6 +42,8 @@ _OWN: Final = {
 _BOUNDS: Final = ("max_tokens", "max_completion_tokens", "n_predict")
 
 _PLAIN: Final = Policy()
+
+_WRITER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +253,7 @@ def encode(value: object) -> bytes:
         LLMInvalidRequestError: It holds what JSON cannot: other objects, NaN, a lone surrogate.
     """
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        return "".join(large_json.pieces(value, _WRITER)).encode()
     except (TypeError, ValueError, RecursionError) as exc:
         raise LLMInvalidRequestError(
             f"The request cannot be written as JSON: {exc}.", hint="Use plain JSON values."

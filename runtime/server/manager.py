@@ -23,7 +23,6 @@ from runtime.errors import (
 )
 from runtime.server import probe, registry, slot_folders
 from runtime.server.engine_run import CONFIRM_AGAIN_S, KILL_PATIENCE_S
-from runtime.server.identity import session_facts
 from runtime.server.lifecycle import RESTING_STATES, State
 from runtime.server.plan import new_key, plan_launch
 from runtime.server.ports import refuse_shared_port, refuse_taken_port
@@ -260,6 +259,8 @@ class ServerManager:
         Raises:
             StorageError: The model cannot be read.
         """
+        from runtime.server.identity import session_facts  # noqa: PLC0415 - few keep conversations
+
         return session_facts(self._supervisor.view)
 
     @property

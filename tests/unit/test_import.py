@@ -16,11 +16,11 @@ HEAVY = (
 )  # fmt: skip
 
 
-def loaded_by(statement: str) -> set[str]:
+def loaded_by(statement: str, *, whole_names: bool = False) -> set[str]:
     code = f"import sys\n{statement}\nprint(*sys.modules)"
     run = [sys.executable, "-c", code]
     out = subprocess.run(run, check=True, capture_output=True, text=True).stdout
-    return {name.partition(".")[0] for name in out.split()}
+    return {name if whole_names else name.partition(".")[0] for name in out.split()}
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
@@ -32,10 +32,38 @@ def test_importing_a_contract_type_loads_nothing_heavy() -> None:
     assert loaded.isdisjoint(HEAVY)
 
 
-def test_importing_the_client_loads_no_engine_and_no_command_line() -> None:
-    loaded = loaded_by("from runtime import LlamaClient")
-    unwanted = {"click", "rich", "numpy", "huggingface_hub", "xllamacpp", "llguidance"}
-    assert loaded.isdisjoint(unwanted)
+COMMAND_LINE = {"click", "prompt_toolkit", "rich"}
+WEB = {"anyio", "httpx2", "huggingface_hub", "starlette", "uvicorn"}
+ENGINES = {"llama_cpp", "llguidance", "numpy", "xllamacpp"}
+SELDOM = {"runtime.inference.sessions", "runtime.server.standby", "runtime.store.sessions"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        (
+            "from runtime import LlamaClient",
+            {*COMMAND_LINE, *WEB, *ENGINES, *SELDOM, "jsonschema_rs", "runtime.store"},
+        ),
+        (  # what a start of an engine needs
+            "from runtime import LlamaClient, ModelStore, ServerManager",
+            {*COMMAND_LINE, *WEB, *ENGINES, *SELDOM, "jsonschema_rs", "runtime.store.pulling"},
+        ),
+        (
+            "import runtime.cli.running, runtime.cli.detached",
+            {"prompt_toolkit", *WEB, *ENGINES, "runtime.client", "runtime.inference"},
+        ),
+        (
+            "import runtime.cli.servers, runtime.gateway.models, runtime.gateway.running",
+            {"httpx2", "huggingface_hub", "prompt_toolkit", *ENGINES, *SELDOM},
+        ),
+    ],
+    ids=["client", "managed", "ps", "serve"],
+)
+def test_nothing_is_imported_that_the_first_request_does_not_need(
+    statement: str, unwanted: set[str]
+) -> None:
+    assert not loaded_by(statement, whole_names=True) & unwanted
 
 
 def test_importing_the_package_takes_under_100_ms() -> None:
