@@ -252,6 +252,7 @@ class ClientCore:
                 self._backend,
                 emit=emit,
                 places=self._places if self._is_own else None,
+                keeping=self._keeping if self._is_own else None,
             ),
             asked,
         )
@@ -281,6 +282,11 @@ class ClientCore:
 
     def _restoring(self, name: str | Path) -> Flow[Session]:
         return self._keeper().restore(name)
+
+    @property
+    def _reads_sessions(self) -> bool:
+        """Whether a request may read a session from disk."""
+        return self._keeping is not None and self._keeping.knows_any
 
     def _keeper(self) -> Keeping:
         from runtime.inference.sessions import Keeping  # noqa: PLC0415 - few keep conversations
