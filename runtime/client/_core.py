@@ -165,6 +165,7 @@ class ClientCore:
         self._source: EndpointSource
         # Others than we may use a server that runs already: there the engine gives out its slots.
         self._places = Places() if settings.server is not None else None
+        self._keeping: Keeping | None = None
         self._shared: SharedSource | None = None
         if settings.server is not None:
             self._source = self._managed = self._managed_source(settings.server)
@@ -286,7 +287,7 @@ class ClientCore:
     @property
     def _reads_sessions(self) -> bool:
         """Whether a request may read a session from disk."""
-        return self._keeping is not None and self._keeping.knows_any
+        return self._keeping is not None
 
     def _keeper(self) -> Keeping:
         from runtime.inference.sessions import Keeping  # noqa: PLC0415 - few keep conversations
@@ -299,7 +300,10 @@ class ClientCore:
                 hint="Make the client without base_url, and with use_gateway=False.",
             )
         facts = self._managed.manager.session_facts
-        return Keeping(self._places, SessionStore(), self._limits, facts)
+        with self._lock:
+            if self._keeping is None:
+                self._keeping = Keeping(self._places, SessionStore(), self._limits, facts)
+            return self._keeping
 
     def _embedding(
         self, source: EndpointSource, texts: list[str], model: str | None, *, truncate: bool

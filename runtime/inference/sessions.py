@@ -131,11 +131,6 @@ class Keeping:
         self._facts = facts
         self._kept: dict[Keys, _Kept] = {}
 
-    @property
-    def knows_any(self) -> bool:
-        """Whether a session was saved or restored here."""
-        return bool(self._kept)
-
     def save(self, name: str | Path, wish: Wish) -> Flow[Session]:
         """Write down what the engine has computed of a conversation.
 
