@@ -101,7 +101,7 @@ def main() -> None:
         code = output.failure(exc)
     except ImportError:
         raise
-    except Exception as exc:
+    except Exception as exc:  # the top of the program: a defect is told, not traced
         from runtime.cli import output  # noqa: PLC0415
 
         if _debugging():

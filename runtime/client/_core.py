@@ -27,10 +27,8 @@ from runtime.inference.places import Places
 from runtime.inference.policy import EnforcementLevel, Fitting, OnTruncation, Policy
 from runtime.inference.queueing import DEFAULT_MAX_QUEUE, SlotQueue
 from runtime.inference.reply import Backend
-from runtime.inference.sessions import Keeping
 from runtime.inference.switchboard import Switchboard
 from runtime.settings import gateway_wanted
-from runtime.store.sessions import SessionStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +45,7 @@ if TYPE_CHECKING:
         ToolSpec,
     )
     from runtime.inference.effects import Flow
-    from runtime.inference.sessions import Session
+    from runtime.inference.sessions import Keeping, Session
     from runtime.inference.wishes import Wish
     from runtime.server.manager import Role, ServerManager
     from runtime.settings import ServerConfig
@@ -167,13 +165,9 @@ class ClientCore:
         self._source: EndpointSource
         # Others than we may use a server that runs already: there the engine gives out its slots.
         self._places = Places() if settings.server is not None else None
-        self._keeping: Keeping | None = None
         self._shared: SharedSource | None = None
         if settings.server is not None:
             self._source = self._managed = self._managed_source(settings.server)
-            if self._places is not None:
-                manager = self._managed.manager
-                self._keeping = Keeping(self._places, SessionStore(), limits, manager.session_facts)
             plain = config is None and api_key is None and embedding_model is None
             plain = plain and not server_options and settings.policy == Policy()
             if use_gateway if use_gateway is not None else plain and gateway_wanted():
@@ -289,13 +283,17 @@ class ClientCore:
         return self._keeper().restore(name)
 
     def _keeper(self) -> Keeping:
-        if self._keeping is None or not self._is_own:
+        from runtime.inference.sessions import Keeping  # noqa: PLC0415 - few keep conversations
+        from runtime.store.sessions import SessionStore  # noqa: PLC0415
+
+        if self._places is None or self._managed is None or not self._is_own:
             raise LLMCapabilityError(
                 "Sessions are of a server that this client starts, and it uses one that runs "
                 "already.",
                 hint="Make the client without base_url, and with use_gateway=False.",
             )
-        return self._keeping
+        facts = self._managed.manager.session_facts
+        return Keeping(self._places, SessionStore(), self._limits, facts)
 
     def _embedding(
         self, source: EndpointSource, texts: list[str], model: str | None, *, truncate: bool

@@ -207,7 +207,7 @@ class ModelPool(Generic[R]):
                 self._refuse_ended(seat, given_up)
                 self._wait(seat, until, began_at)
             return Lease(seat.loaded, partial(self._give_back, seat))
-        except BaseException:
+        except BaseException:  # Ctrl-C, too: who does not wait does not count
             seat.users -= 1
             seat.idle_since = time.monotonic()
             self._changed.notify_all()

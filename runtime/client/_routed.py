@@ -6,7 +6,7 @@ import functools
 import hashlib
 import platform
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -150,14 +150,8 @@ class KnownModel:
     def weighed(self, measured: Measured) -> Measured:
         """A measurement with the model's size, by which others are reckoned."""
         facts = self._facts
-        return Measured(
-            prompt_tokens=measured.prompt_tokens,
-            prompt_s=measured.prompt_s,
-            decode_tokens=measured.decode_tokens,
-            decode_s=measured.decode_s,
-            answers=measured.answers,
-            loads=measured.loads,
-            load_s=measured.load_s,
+        return replace(
+            measured,
             parameters=float(facts.parameters or 0),
             size_bytes=float(facts.size_bytes or 0),
         )

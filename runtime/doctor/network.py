@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from runtime.doctor.finding import Finding
 from runtime.errors import EngineStartError
 from runtime.server import registry
-from runtime.server.plan import refuse_taken_port
+from runtime.server.ports import refuse_taken_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -27,7 +27,7 @@ for name in sys.argv[1:]:
     print("trying", name, flush=True)
     try:
         importlib.import_module(name)
-    except BaseException as exc:
+    except BaseException as exc:  # whatever it is, a package exits or panics: it is told
         print("broken", name, f"{type(exc).__name__}: {exc}".replace(chr(10), " "), flush=True)
 print("done", flush=True)
 """

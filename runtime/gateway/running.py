@@ -22,8 +22,7 @@ from runtime.gateway.rules import Rules
 from runtime.gateway.security import Guard
 from runtime.gateway.wire import uvicorn_options
 from runtime.server import registry
-from runtime.server.plan import refuse_taken_port
-from runtime.server.ports import unusable
+from runtime.server.ports import refuse_taken_port, unusable
 from runtime.server.registry import ServerRecord
 
 if TYPE_CHECKING:

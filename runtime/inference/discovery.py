@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 GATEWAY: Final = "llama-runtime"
 """Whose models our gateway says they are."""
 
-_PROBE = schema.check({"const": "x"}, what="probe")
 _SAID = [{"role": "user", "content": "."}]
 
 
@@ -176,7 +175,8 @@ def _takes_llguidance(endpoint: Endpoint, clock: Clock) -> Flow[bool]:
     One token is decoded: a server that took the grammar and ignored it could not answer with the
     opening quote that the grammar demands by chance alone, so that is looked at too.
     """
-    enforced = schema.enforcement(_PROBE, EngineCapabilities(llguidance=True))
+    probe = schema.check({"const": "x"}, what="probe")
+    enforced = schema.enforcement(probe, EngineCapabilities(llguidance=True))
     body = {
         "model": endpoint.model,
         "messages": _SAID,

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any, Final
 
-import jsonschema_rs
-
 from runtime.inference import alternatives as alt
 from runtime.inference.alternatives import References
 from runtime.inference.numerals import numbers
 from runtime.inference.texts import texts
 
 if TYPE_CHECKING:
+    import jsonschema_rs
+
     from runtime.inference.negation import Conjunction
 
 CHOICES: Final = 4
@@ -345,6 +345,8 @@ class Minimal:
             return None
         if isinstance(self._draft, str):
             part["$schema"] = self._draft
+        import jsonschema_rs  # noqa: PLC0415 - as in runtime.inference.schema
+
         try:
             return jsonschema_rs.validator_for(part, validate_formats=True, offline=True)
         except ValueError:  # a dialect that the whole document explains, and a part does not

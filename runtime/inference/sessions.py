@@ -203,7 +203,7 @@ class Keeping:
             self._places.disturb()
         try:
             yield held
-        except BaseException:
+        except BaseException:  # closed or cancelled, too
             if not unplaced and not held.kept:
                 self._places.forget(taken)
             raise

@@ -6,13 +6,13 @@ What the events hold is OpenAI's ``chat.completion.chunk``.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
-from runtime.contracts import LLMDelta, ToolCall, ToolCallDelta, Usage
+from runtime.contracts import LLMDelta
 from runtime.errors import LLMBadResponseError
 from runtime.inference import failures
+from runtime.inference.growing_calls import GrowingCalls
 from runtime.inference.prompted_tools import CallReader
 from runtime.inference.thinking import ThoughtReader
 from runtime.inference.usage import shifted, usage_of
@@ -20,6 +20,7 @@ from runtime.inference.usage import shifted, usage_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from runtime.contracts import ToolCall, Usage
     from runtime.engines.thinking import Thinking
 
 DONE = b"[DONE]"
@@ -34,15 +35,6 @@ class ThoughtDelta(LLMDelta):
     """
 
     thought: str
-
-
-@dataclass(slots=True)
-class _Call:
-    """A tool call while its pieces arrive."""
-
-    call_id: str
-    name: str = ""
-    arguments: list[str] = field(default_factory=list)
 
 
 class Answer:
@@ -83,7 +75,7 @@ class Answer:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._thoughts_taken = 0
-        self._calls: dict[int, _Call] = {}
+        self._calls = GrowingCalls(call_ids or {})
         self._logprobs: list[object] = []
         self._usage_object: object = None
         self._head: dict[str, object] = {}
@@ -95,7 +87,6 @@ class Answer:
         self.progress: tuple[int, int] | None = None
         self.prompt_s: float = 0.0
         self.slot: int | None = None
-        self._call_ids = call_ids or {}
         self._prefix_tokens = prefix_tokens
         self._given = 0
         if prefix:
@@ -126,8 +117,7 @@ class Answer:
     @property
     def tokens(self) -> int:
         """Pieces that arrived, nearly always one for each token."""
-        calls = sum(len(call.arguments) for call in self._calls.values())
-        pieces = len(self._text) - self._given + len(self._reasoning) + calls
+        pieces = len(self._text) - self._given + len(self._reasoning) + self._calls.pieces
         return self._prefix_tokens + pieces
 
     @property
@@ -144,12 +134,7 @@ class Answer:
     @property
     def calls(self) -> dict[int, ToolCall]:
         """The tool calls so far, by their index."""
-        return {
-            index: ToolCall(
-                name=call.name, arguments_json="".join(call.arguments), call_id=call.call_id
-            )
-            for index, call in sorted(self._calls.items())
-        }
+        return self._calls.so_far
 
     @property
     def delivered(self) -> bool:
@@ -374,22 +359,13 @@ class Answer:
         held, self._held = self._held, None
         self._delivered = True
         before = [LLMDelta(text_delta="".join(held))] if held else []
-        return [*before, LLMDelta(tool_call_delta=self._add_call(position, piece))]
-
-    def _add_call(self, position: int, piece: Mapping[str, Any]) -> ToolCallDelta:
         index = int(piece.get("index", position))
         function = piece.get("function") or {}
         name, arguments = _text(function.get("name")), _text(function.get("arguments"))
-        call = self._calls.get(index)
-        if call is None:
-            known = self._call_ids.get(index) or _text(piece.get("id"))
-            call = _Call(call_id=known or f"call_{uuid4().hex[:24]}")
-            self._calls[index] = call
-        call.name += name
-        call.arguments.append(arguments)
-        return ToolCallDelta(
-            call_id=call.call_id, name=name or None, arguments_json_delta=arguments or None
-        )
+        if index not in self._calls:
+            self._calls.begin(index, _text(piece.get("id")))
+        added = self._calls.add(index, name=name, arguments=arguments)
+        return [*before, LLMDelta(tool_call_delta=added)]
 
     def _malformed(self, why: str) -> LLMBadResponseError:
         return LLMBadResponseError(

@@ -23,9 +23,9 @@ from runtime.errors import (
 )
 from runtime.server import probe, registry, slot_folders
 from runtime.server.engine_run import CONFIRM_AGAIN_S, KILL_PATIENCE_S
-from runtime.server.identity import session_facts
 from runtime.server.lifecycle import RESTING_STATES, State
-from runtime.server.plan import new_key, plan_launch, refuse_shared_port, refuse_taken_port
+from runtime.server.plan import new_key, plan_launch
+from runtime.server.ports import refuse_shared_port, refuse_taken_port
 from runtime.server.snapshot import take_snapshot
 from runtime.server.supervisor import Supervisor
 
@@ -114,14 +114,13 @@ class ServerManager:
         if self._supervisor.begin():
             try:
                 plan = self._plan_first()
-            except BaseException as exc:
+            except BaseException as exc:  # Ctrl-C, too: else others wait for a launch without end
                 self._supervisor.unresolved(exc)
                 raise
             self._supervisor.launch(plan)
         try:
             self.wait_ready()
-        except BaseException as exc:
-            # Ctrl-C while loading, for one: a start that did not succeed leaves nothing behind.
+        except BaseException as exc:  # Ctrl-C, too: what did not start leaves nothing behind
             self._stop(f"the start was given up ({type(exc).__name__})")
             raise
         return self
@@ -260,6 +259,8 @@ class ServerManager:
         Raises:
             StorageError: The model cannot be read.
         """
+        from runtime.server.identity import session_facts  # noqa: PLC0415 - few keep conversations
+
         return session_facts(self._supervisor.view)
 
     @property

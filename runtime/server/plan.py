@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import socket
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +17,6 @@ from runtime.memo import file_identity
 from runtime.server import registry
 from runtime.server.logs import forget_old_logs
 from runtime.server.performance import Profile, choose_performance, within_batch
-from runtime.server.ports import unusable
 from runtime.server.profiles import look_up
 from runtime.server.tuning_profile import applicable
 from runtime.settings import directories, private_folder
@@ -297,34 +295,3 @@ def _file(path: str, setting: str) -> Path:
             f"{setting} names {found}, and there is no such file.", hint="Check the path."
         )
     return found
-
-
-def refuse_shared_port(config: ServerConfig) -> None:
-    """Refuse a standby for a server whose engine has a fixed port.
-
-    Raises:
-        ConfigError: Both are wanted.
-    """
-    if config.standby and config.port:
-        raise ConfigError(
-            f"standby needs port=0: two engines cannot both listen on port {config.port}.",
-            hint="Leave port out; `llama-runtime serve --standby` has a fixed address, for it "
-            "listens itself.",
-        )
-
-
-def refuse_taken_port(host: str, port: int) -> None:
-    """Find out before the launch whether a fixed port is free.
-
-    Raises:
-        EngineStartError: It is taken, by whom if that can be seen, or the address is not ours.
-    """
-    if port == 0:
-        return
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind((host, port))
-        except OSError as exc:
-            raise unusable(host, port, exc) from exc

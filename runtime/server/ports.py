@@ -1,20 +1,22 @@
-"""A port that cannot be had: who holds it, and what to do about it."""
+"""A fixed port: refused beforehand where it cannot be had, with who holds it and what to do."""
 
 from __future__ import annotations
 
 import errno
 import shlex
+import socket
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import psutil
 
-from runtime.errors import EngineStartError
+from runtime.errors import ConfigError, EngineStartError
 from runtime.server import registry
 from runtime.server.listeners import holder
 
 if TYPE_CHECKING:
     from runtime.server.registry import ServerRecord
+    from runtime.settings import ServerConfig
 
 _ROLES: Final = {"serve": "the gateway", "engine": "an engine of a gateway, called"}
 _COMMAND_CHARS: Final = 200
@@ -23,6 +25,37 @@ _COMMAND_CHARS: Final = 200
 def port_of(record: ServerRecord) -> int | None:
     """The port that a managed server listens on, or None while it does not."""
     return urlsplit(record.base_url).port if record.base_url else None
+
+
+def refuse_shared_port(config: ServerConfig) -> None:
+    """Refuse a standby for a server whose engine has a fixed port.
+
+    Raises:
+        ConfigError: Both are wanted.
+    """
+    if config.standby and config.port:
+        raise ConfigError(
+            f"standby needs port=0: two engines cannot both listen on port {config.port}.",
+            hint="Leave port out; `llama-runtime serve --standby` has a fixed address, for it "
+            "listens itself.",
+        )
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Find out before the launch whether a fixed port is free.
+
+    Raises:
+        EngineStartError: It is taken, by whom if that can be seen, or the address is not ours.
+    """
+    if port == 0:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OSError as exc:
+            raise unusable(host, port, exc) from exc
 
 
 def unusable(host: str, port: int, exc: OSError) -> EngineStartError:

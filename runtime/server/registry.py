@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import psutil
 from pydantic import TypeAdapter
@@ -80,7 +81,9 @@ class ServerRecord:
         return pid is not None and self.engine_birth is not None and birth(pid) == self.engine_birth
 
 
-_RECORD: Final = TypeAdapter(ServerRecord)
+@functools.cache
+def _adapter() -> TypeAdapter[ServerRecord]:
+    return TypeAdapter(ServerRecord)
 
 
 def birth(pid: int) -> str | None:
@@ -219,6 +222,6 @@ def _all() -> Iterator[tuple[Path, ServerRecord | None]]:
         return
     for path in paths:
         try:
-            yield path, _RECORD.validate_json(path.read_bytes())
+            yield path, _adapter().validate_json(path.read_bytes())
         except (OSError, ValueError):  # ValidationError is a ValueError
             yield path, None

@@ -19,7 +19,6 @@ from runtime.server.lifecycle import Event, State, Transition
 from runtime.server.logs import LogTail
 from runtime.server.loop import Loop, Timers
 from runtime.server.restarts import Restarts
-from runtime.server.standby import Standby
 from runtime.server.view import LastExit, View
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from runtime.engines.base import Endpoint
     from runtime.server.diagnosis import Ending
     from runtime.server.plan import LaunchPlan
+    from runtime.server.standby import Standby
     from runtime.server.view import StandbyView
     from runtime.server.watchdog import Verdict
     from runtime.settings import ServerConfig
@@ -69,17 +69,22 @@ class Supervisor:
         self._loop = Loop("llama-runtime-supervisor", on_defect=self._abandon)
         self._timers = Timers(self._loop, "supervisor")
         self._run: EngineRun | None = None
-        self._standby = (
-            Standby(
-                self._loop, config, name=name, is_busy=self._is_busy, on_change=self._standby_is
-            )
-            if config.standby
-            else None
-        )
+        self._standby = self._make_standby() if config.standby else None
         self._restarts = Restarts(config.restart)
         self._ready_s: float | None = None
         self._was_ready = False
         self.tail = LogTail()
+
+    def _make_standby(self) -> Standby:
+        from runtime.server.standby import Standby  # noqa: PLC0415 - few want one
+
+        return Standby(
+            self._loop,
+            self._config,
+            name=self._name,
+            is_busy=self._is_busy,
+            on_change=self._standby_is,
+        )
 
     @property
     def view(self) -> View:

@@ -68,7 +68,7 @@ def forward(asked: Asked, upstream: Upstream) -> Reply:
     except OSError as exc:
         connection.close()
         raise CutError from exc
-    except BaseException:
+    except BaseException:  # whatever it is, nobody else would close it
         connection.close()
         raise
     fields = dict(head.headers.raw_items())
@@ -96,7 +96,7 @@ def _connect(upstream: Upstream) -> tuple[Endpoint, socket.socket]:
                 raise ConnectionLostError(
                     f"Nothing answers at {endpoint.base_url}: {exc}."
                 ) from exc
-            time.sleep(_RETRY_S)
+            time.sleep(_RETRY_S)  # within the deadline above
             continue
         connection.settimeout(None)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

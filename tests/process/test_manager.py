@@ -33,8 +33,6 @@ from runtime.settings import RestartPolicy
 from tests.conftest import is_gone, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from runtime.server.manager import ServerManager
     from tests.conftest import FakeFactory, ManagerFactory
 
@@ -648,45 +646,3 @@ def test_the_engine_is_gone_within_a_second_of_its_owner(
             os.killpg(owner.pid, signal.SIGKILL)  # the forked child of our own owner process
         except ProcessLookupError:
             assert how != "fork"
-
-
-SUPERVISING = """
-import sys
-from runtime import ServerManager
-from runtime.settings import ServerConfig
-import json
-manager = ServerManager(ServerConfig(**json.loads(sys.argv[1]))).start()
-print(manager.snapshot().keeper_pid, flush=True)
-sys.stdin.read()
-manager.stop()
-"""
-LIMIT_BYTES = 40e6
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the share of shared memory: Linux")
-def test_supervision_takes_less_than_40_mb_beyond_the_engine(
-    fake_binary: Path, tiny_model_path: Path, record_property: Callable[[str, object], None]
-) -> None:
-    """The keeper, and what an owner has grown by over a Python that does nothing."""
-    options = {
-        "model": str(tiny_model_path),
-        "engine": "llama-server",
-        "engine_path": str(fake_binary),
-    }
-
-    def share_bytes(code: str) -> int:
-        """Proportional set size: memory that processes share counts for each in part."""
-        with subprocess.Popen(
-            [sys.executable, "-c", code, json.dumps(options)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as owner:
-            assert owner.stdout
-            keepers = [int(word) for word in owner.stdout.readline().split()]
-            return sum(psutil.Process(pid).memory_full_info().pss for pid in (owner.pid, *keepers))
-
-    bare = share_bytes("import sys; print(flush=True); sys.stdin.read()")
-    taken = share_bytes(SUPERVISING) - bare
-    record_property("supervision_bytes", taken)
-    assert 5e6 < taken < LIMIT_BYTES

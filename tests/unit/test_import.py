@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -16,11 +17,11 @@ HEAVY = (
 )  # fmt: skip
 
 
-def loaded_by(statement: str) -> set[str]:
+def loaded_by(statement: str, *, whole_names: bool = False) -> set[str]:
     code = f"import sys\n{statement}\nprint(*sys.modules)"
     run = [sys.executable, "-c", code]
     out = subprocess.run(run, check=True, capture_output=True, text=True).stdout
-    return {name.partition(".")[0] for name in out.split()}
+    return {name if whole_names else name.partition(".")[0] for name in out.split()}
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
@@ -32,10 +33,38 @@ def test_importing_a_contract_type_loads_nothing_heavy() -> None:
     assert loaded.isdisjoint(HEAVY)
 
 
-def test_importing_the_client_loads_no_engine_and_no_command_line() -> None:
-    loaded = loaded_by("from runtime import LlamaClient")
-    unwanted = {"click", "rich", "numpy", "huggingface_hub", "xllamacpp", "llguidance"}
-    assert loaded.isdisjoint(unwanted)
+COMMAND_LINE = {"click", "prompt_toolkit", "rich"}
+WEB = {"anyio", "httpx2", "huggingface_hub", "starlette", "uvicorn"}
+ENGINES = {"llama_cpp", "llguidance", "numpy", "xllamacpp"}
+SELDOM = {"runtime.inference.sessions", "runtime.server.standby", "runtime.store.sessions"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        (
+            "from runtime import LlamaClient",
+            {*COMMAND_LINE, *WEB, *ENGINES, *SELDOM, "jsonschema_rs", "runtime.store"},
+        ),
+        (  # what a start of an engine needs
+            "from runtime import LlamaClient, ModelStore, ServerManager",
+            {*COMMAND_LINE, *WEB, *ENGINES, *SELDOM, "jsonschema_rs", "runtime.store.pulling"},
+        ),
+        (
+            "import runtime.cli.running, runtime.cli.detached",
+            {"prompt_toolkit", *WEB, *ENGINES, "runtime.client", "runtime.inference"},
+        ),
+        (
+            "import runtime.cli.servers, runtime.gateway.models, runtime.gateway.running",
+            {"httpx2", "huggingface_hub", "prompt_toolkit", *ENGINES, *SELDOM},
+        ),
+    ],
+    ids=["client", "managed", "ps", "serve"],
+)
+def test_nothing_is_imported_that_the_first_request_does_not_need(
+    statement: str, unwanted: set[str]
+) -> None:
+    assert not loaded_by(statement, whole_names=True) & unwanted
 
 
 def test_importing_the_package_takes_under_100_ms() -> None:
@@ -65,12 +94,15 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         _ = runtime.Llama
 
 
-def test_telemetry_is_looked_for_with_the_first_client_and_only_then() -> None:
+def test_telemetry_is_not_looked_for_by_an_import() -> None:
     for statement in ("import runtime", "from runtime import LlamaClient, LLMMessage"):
         assert "opentelemetry" not in loaded_by(statement)
 
 
-def test_without_opentelemetry_nothing_is_looked_for_again() -> None:
+@pytest.mark.parametrize(("provider", "times"), [("", 0), ("sdk_tracer_provider", 1)])
+def test_opentelemetry_is_looked_for_once_and_only_where_it_is_named(
+    provider: str, times: int
+) -> None:
     """A finder that refuses the package counts how often it is asked."""
     code = """
 import importlib.abc, sys
@@ -97,4 +129,6 @@ for _ in range(3):
 print(Refuses.asked, observer.counters()["answered"])
 """
     run = [sys.executable, "-c", code]
-    assert subprocess.run(run, check=True, capture_output=True, text=True).stdout == "1 100\n"
+    named = {**os.environ, "OTEL_PYTHON_TRACER_PROVIDER": provider}
+    done = subprocess.run(run, check=True, capture_output=True, text=True, env=named)
+    assert done.stdout == f"{times} 100\n"

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from runtime.cli.app import cli
 from runtime.errors import IntegrityError, SessionMismatchError, SessionNotFoundError, StorageError
-from runtime.inference.session_proof import refuse_other
+from runtime.inference.session_proof import Answered, refuse_other, unproven
 from runtime.store.sessions import Proof, SessionHead, SessionStore
 
 if TYPE_CHECKING:
@@ -111,6 +111,32 @@ def test_what_differs_is_told_by_name_and_both_values() -> None:
     assert "saved with xllamacpp 1 (b1), here it is llama-server 2" in caught.value.message
     with pytest.raises(SessionMismatchError, match="model: saved with aaaaaaaaaaaa…"):
         refuse_other(made, {**facts, "model": "b" * 64})
+
+
+SAME = Answered(reused=6, processed=1, token="a", logprob=-0.505, slot=0)
+
+
+@pytest.mark.parametrize(
+    ("restored", "said", "differs"),
+    [
+        (7, SAME, None),
+        (6, SAME, "tokens"),
+        (None, SAME, "tokens"),
+        (7, replace(SAME, token="b"), "next token"),
+        (7, replace(SAME, reused=5), "tokens reused"),
+        (7, replace(SAME, logprob=-0.52), "its logprob"),
+    ],
+)
+def test_a_restored_state_answers_as_the_saved_one_or_is_refused(
+    restored: int | None, said: Answered, differs: str | None
+) -> None:
+    problem = unproven(head(0), {} if restored is None else {"n_restored": restored}, said)
+    assert list(problem.differences if problem else ()) == ([] if differs is None else [differs])
+
+
+def test_a_state_holds_a_conversation_but_for_a_few_tokens() -> None:
+    assert replace(SAME, reused=95, processed=6).reuses
+    assert not replace(SAME, reused=94, processed=7).reuses
 
 
 def test_the_command_line_shows_and_removes_them(tmp_path: Path) -> None:

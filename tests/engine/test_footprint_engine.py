@@ -1,0 +1,63 @@
+"""What a client with its supervisor takes beside the engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.engine
+
+BARE = "import sys; print(flush=True); sys.stdin.read()"
+WORKING = """
+import sys
+from runtime import LlamaClient, LLMChatParams
+schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}}
+with LlamaClient(sys.argv[1], use_gateway=False, threads=1, ctx_size=512) as client:
+    shaped = LLMChatParams(max_tokens=32, response_schema=schema)
+    for params in (LLMChatParams(max_tokens=2), shaped):
+        for _ in range(20):
+            client.chat("hi", params=params)
+            list(client.stream_chat("hi", params=params))
+    client.embed(["hi"] * 20)
+    print(client.server.snapshot().keeper_pid, flush=True)
+    sys.stdin.read()
+"""
+RESIDENT_LIMIT_BYTES = 60e6
+SHARE_LIMIT_BYTES = 45e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the share of shared memory: Linux")
+def test_client_and_supervisor_take_less_than_60_mb_beyond_the_engine(
+    tiny_model_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """The keeper, and what an owner has grown by over a Python that does nothing.
+
+    Resident counts shared pages whole in each process; the proportional share counts them once.
+    """
+
+    def sizes(code: str) -> tuple[int, int]:
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(tiny_model_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as owner:
+            assert owner.stdout
+            keepers = [int(word) for word in owner.stdout.readline().split()]
+            taken = [psutil.Process(pid).memory_full_info() for pid in (owner.pid, *keepers)]
+            return sum(each.rss for each in taken), sum(each.pss for each in taken)
+
+    (bare, bare_share), (whole, whole_share) = sizes(BARE), sizes(WORKING)
+    resident, share = whole - bare, whole_share - bare_share
+    record_property("client_resident_bytes", resident)
+    record_property("client_share_bytes", share)
+    assert 5e6 < resident < RESIDENT_LIMIT_BYTES
+    assert 5e6 < share < SHARE_LIMIT_BYTES
