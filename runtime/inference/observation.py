@@ -23,7 +23,6 @@ from runtime.inference.usage import usage_of
 
 if TYPE_CHECKING:
     from runtime.inference.effects import Effect, Flow
-    from runtime.inference.telemetry import Telemetry
     from runtime.inference.wishes import Wish
 
 T = TypeVar("T")
@@ -132,7 +131,6 @@ class Observer:
     """Watches a client's requests. Any thread may use it."""
 
     def __init__(self) -> None:
-        self._telemetry: Telemetry | None = telemetry()
         self._lock = threading.Lock()
         self._under_way = 0
         self._outcomes: Counter[str] = Counter()
@@ -162,7 +160,8 @@ class Observer:
     def watch(self, flow: Flow[T], asked: Asked) -> Flow[T]:
         """The same flow, of which is told what became of it."""
         trip = _Trip(asked.operation)
-        span = self._telemetry.begin(asked) if self._telemetry else None
+        told = telemetry()
+        span = told.begin(asked) if told else None
         with self._lock:
             self._under_way += 1
         result: T | None = None
@@ -179,8 +178,8 @@ class Observer:
             self._count(account)
             if log.isEnabledFor(logging.DEBUG):
                 _tell(account)
-            if self._telemetry and span is not None:
-                self._telemetry.end(span, account)
+            if told:
+                told.end(span, account)
 
     def _count(self, account: Account) -> None:
         with self._lock:

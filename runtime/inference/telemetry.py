@@ -1,14 +1,17 @@
 """Spans and metrics by OpenTelemetry's conventions for generative AI, where its API is installed.
 
 Source: https://github.com/open-telemetry/semantic-conventions-genai (status: development), the
-documents gen-ai-spans.md and gen-ai-metrics.md. Content (``gen_ai.input.messages`` and the like) is
-opt-in there and never recorded here; a failure is told by its class alone, for the messages of some
-quote the answer.
+documents gen-ai-spans.md and gen-ai-metrics.md; the names are those of the last release (1.44), of
+which that repository is about to change the metrics. Content (``gen_ai.input.messages`` and the
+like) is opt-in there and never recorded here; a failure is told by its class alone, for the
+messages of some quote the answer.
 """
 
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -19,17 +22,39 @@ if TYPE_CHECKING:
 PROVIDER: Final = "llama.cpp"
 """``gen_ai.provider.name``: the conventions have no name of their own for it."""
 
+_OWN: Final = "llama_runtime"
+
 # The bounds of the buckets are the conventions' own.
 _TOKEN_BUCKETS: Final = tuple(4**power for power in range(14))
 _SECOND_BUCKETS: Final = tuple(0.01 * 2**power for power in range(14))
 
 
-@functools.cache
+_MODULES: Final = ("opentelemetry.trace", "opentelemetry.metrics")
+_CONFIGURED_BY: Final = ("OTEL_PYTHON_TRACER_PROVIDER", "OTEL_PYTHON_METER_PROVIDER")
+"""By these the API finds a provider itself, in a program that never mentions it."""
+
+
 def telemetry() -> Telemetry | None:
-    """The way to OpenTelemetry; None where its API is not installed. Looked for once a process."""
+    """The way to OpenTelemetry; None where nothing in this program uses it, installed or not.
+
+    Its API is not imported for that alone: it takes some milliseconds and 5 MB, and without a
+    provider, which only who imports it can set, all that it is told goes nowhere. Asked for each
+    request, as a program may set up its telemetry after its clients.
+    """
+    used = any(name in sys.modules for name in _MODULES)
+    return _found() if used or _is_configured() else None
+
+
+@functools.cache
+def _is_configured() -> bool:
+    return any(os.environ.get(name) for name in _CONFIGURED_BY)
+
+
+@functools.cache
+def _found() -> Telemetry | None:
     try:
-        trace = import_module("opentelemetry.trace")  # optional, so nothing is known of its types
-        metrics = import_module("opentelemetry.metrics")
+        # Optional, so nothing is known of its types.
+        trace, metrics = map(import_module, _MODULES)
     except ImportError:
         return None
     return Telemetry(trace, metrics)
@@ -125,4 +150,8 @@ def _of_answer(account: Account) -> dict[str, Any]:
         if account.asked.stream
         else None,
     }
-    return {name: value for name, value in facts.items() if value is not None}
+    told = {name: value for name, value in facts.items() if value is not None}
+    # Not of the conventions, and so under a name of ours: what a person looks for in a slow trace.
+    own = {"retries": account.retries, "recoveries": account.recoveries}
+    told |= {f"{_OWN}.{name}": count for name, count in own.items() if count}
+    return told | ({f"{_OWN}.cancelled": True} if account.outcome == "cancelled" else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -93,12 +94,15 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         _ = runtime.Llama
 
 
-def test_telemetry_is_looked_for_with_the_first_client_and_only_then() -> None:
+def test_telemetry_is_not_looked_for_by_an_import() -> None:
     for statement in ("import runtime", "from runtime import LlamaClient, LLMMessage"):
         assert "opentelemetry" not in loaded_by(statement)
 
 
-def test_without_opentelemetry_nothing_is_looked_for_again() -> None:
+@pytest.mark.parametrize(("provider", "times"), [("", 0), ("sdk_tracer_provider", 1)])
+def test_opentelemetry_is_looked_for_once_and_only_where_it_is_named(
+    provider: str, times: int
+) -> None:
     """A finder that refuses the package counts how often it is asked."""
     code = """
 import importlib.abc, sys
@@ -125,4 +129,6 @@ for _ in range(3):
 print(Refuses.asked, observer.counters()["answered"])
 """
     run = [sys.executable, "-c", code]
-    assert subprocess.run(run, check=True, capture_output=True, text=True).stdout == "1 100\n"
+    named = {**os.environ, "OTEL_PYTHON_TRACER_PROVIDER": provider}
+    done = subprocess.run(run, check=True, capture_output=True, text=True, env=named)
+    assert done.stdout == f"{times} 100\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -317,6 +318,9 @@ try:
 except LLMError:
     pass
 client.embed(["the sea is green"])
+with client.stream_chat("the sea is green") as left:
+    next(left)
+recovered = list(client.stream_chat("the sea is green"))
 client.close()
 told = [json.loads(span.to_json()) for span in spans.get_finished_spans()]
 print(json.dumps({"spans": told, "metrics": json.loads(reader.get_metrics_data().to_json())}))
@@ -329,13 +333,14 @@ def telemetry() -> Any:
     pytest.importorskip("opentelemetry.sdk")
     with FakeServer() as server:
         server.will(says("a"), says("b", "c"), refuses(500))
+        server.will(Stalls(("a", "b")), cuts_after("a"), says("a", "b"))
         run = [sys.executable, "-c", _PROGRAM, server.url]
         done = subprocess.run(run, check=True, capture_output=True, text=True, timeout=60)
         return json.loads(done.stdout) | {"port": int(server.url.rsplit(":", 1)[1])}
 
 
 def test_each_request_is_a_span(telemetry: Any) -> None:
-    chat, caller, stream, failed, embedding = telemetry["spans"]
+    chat, caller, stream, failed, embedding, left, recovered = telemetry["spans"]
     assert chat["name"] == f"chat {MODEL}"
     assert chat["kind"] == "SpanKind.CLIENT"
     assert chat["parent_id"] == caller["context"]["span_id"]
@@ -361,6 +366,13 @@ def test_each_request_is_a_span(telemetry: Any) -> None:
     assert failed["status"] == {"status_code": "ERROR"}
     assert embedding["name"] == f"embeddings {MODEL}"
     assert embedding["attributes"]["gen_ai.usage.input_tokens"] == 1
+    for span, mark in ((left, "cancelled"), (recovered, "recoveries")):
+        assert span["status"]["status_code"] == "UNSET"
+        assert "error.type" not in span["attributes"]
+        assert span["attributes"][f"llama_runtime.{mark}"] == 1
+        assert span["end_time"]
+    assert recovered["attributes"]["gen_ai.response.finish_reasons"] == ["stop"]
+    assert "gen_ai.response.finish_reasons" not in left["attributes"]
 
 
 def test_each_request_is_measured(telemetry: Any) -> None:
@@ -375,7 +387,7 @@ def test_each_request_is_measured(telemetry: Any) -> None:
     durations = measured["gen_ai.client.operation.duration"]
     assert durations["unit"] == "s"
     points = durations["data"]["data_points"]
-    assert sum(point["count"] for point in points) == 4
+    assert sum(point["count"] for point in points) == 6
     assert points[0]["explicit_bounds"][:3] == [0.01, 0.02, 0.04]
     failed = [point for point in points if "error.type" in point["attributes"]]
     assert [point["attributes"]["error.type"] for point in failed] == ["ServerStatusError"]
@@ -385,10 +397,34 @@ def test_each_request_is_measured(telemetry: Any) -> None:
         for point in usage
         if point["attributes"]["gen_ai.operation.name"] == "chat"
     }
-    assert chats == {"input": 64, "output": 6}
+    assert chats == {"input": 96, "output": 9}
     first = measured["gen_ai.client.operation.time_to_first_chunk"]["data"]["data_points"]
-    assert [point["count"] for point in first] == [1], "the stream alone"
+    assert sum(point["count"] for point in first) == 3, "the streams alone"
 
 
 def test_telemetry_holds_no_content(telemetry: Any) -> None:
     assert SECRET not in json.dumps(telemetry)
+
+
+_UNUSED = """
+import sys
+from runtime import LlamaClient
+with LlamaClient(base_url=sys.argv[1]) as client:
+    client.chat("hi")
+    print(*(name for name in sys.modules if name.startswith("opentelemetry")))
+    import opentelemetry.trace
+    client.chat("hi")
+    print("opentelemetry.metrics" in sys.modules)
+"""
+
+
+def test_telemetry_that_nobody_uses_is_not_imported() -> None:
+    """Also where it is installed; a program that begins to use it later is seen."""
+    pytest.importorskip("opentelemetry.trace")
+    environment = {name: value for name, value in os.environ.items() if "OTEL" not in name}
+    with FakeServer() as server:
+        run = [sys.executable, "-c", _UNUSED, server.url]
+        done = subprocess.run(
+            run, check=True, capture_output=True, text=True, timeout=60, env=environment
+        )
+    assert done.stdout.split("\n")[:2] == ["", "True"]
