@@ -15,6 +15,7 @@ from runtime.settings import ServerConfig
 from runtime.store import ModelStore
 from runtime.store.drafts import draft_of
 from runtime.store.gguf import read_facts
+from runtime.store.vocabulary import check_pair
 
 if TYPE_CHECKING:
     from runtime.store import LocalModel
@@ -97,10 +98,11 @@ def pull(reference: str, *, as_json: bool, with_draft: bool) -> None:
       llama-runtime models pull qwen3-4b
       llama-runtime models pull bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M
     """  # noqa: D301 - the character itself keeps click from re-flowing the paragraph
+    draft = _draft_name(reference) if with_draft else None  # before anything is fetched
     with output.pull_progress() as progress:
         model = ModelStore().pull(reference, progress=progress)
-    if with_draft:
-        _pull_draft(reference)
+    if draft is not None:
+        _pull_draft(draft, model)
     for text in model.notes:
         output.note(text)
     if as_json:
@@ -109,15 +111,20 @@ def pull(reference: str, *, as_json: bool, with_draft: bool) -> None:
         output.result(str(model.path))
 
 
-def _pull_draft(reference: str) -> None:
+def _draft_name(reference: str) -> str:
     name = draft_of(reference)
     if name is None:
         raise ConfigError(
             f"The catalogue names no draft model for {reference}.",
             hint="Pull one of its family, and name it with draft_model.",
         )
+    return name
+
+
+def _pull_draft(name: str, model: LocalModel) -> None:
     with output.pull_progress() as progress:
         draft = ModelStore().pull(name, progress=progress)
+    check_pair(model.path, draft.path)
     output.note(f"its draft model is {draft.path}")
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from runtime.errors import EngineNotRunningError
+from runtime.client._stream import AnswerStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
-    from types import TracebackType
-
-    from runtime.client._stream import AnswerStream
 
 Item = TypeVar("Item")
 
@@ -48,7 +44,7 @@ class Course(Generic[Item]):
             self._inner.close()
 
 
-class RoutedStream(Iterator[Item], Generic[Item]):
+class RoutedStream(AnswerStream[Item]):
     """The pieces of one answer. The model is in use from the first step until the last.
 
     Closing it cancels the generation, at any time and from any thread; so do leaving its ``with``
@@ -56,40 +52,10 @@ class RoutedStream(Iterator[Item], Generic[Item]):
     """
 
     def __init__(self, steps: Generator[Item, None, object], course: Course[Item]) -> None:
-        self._steps = steps
+        super().__init__(steps, course.close)
         self._course = course
 
     @property
     def routing(self) -> Mapping[str, object] | None:
         """Why which model was chosen; None before the first piece was asked for."""
         return self._course.routing
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Item:
-        try:
-            return next(self._steps)
-        except EngineNotRunningError:
-            if self._course.closed:  # by another thread, while this one waited
-                raise StopIteration from None
-            raise
-
-    def close(self) -> None:
-        """Cancel what is still to come; safe to call twice."""
-        self._course.close()
-        try:
-            self._steps.close()
-        except ValueError:  # another thread is in it, and is being told
-            return
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from runtime.contracts import LLMDelta, LLMResponse
     from runtime.inference.async_transport import Performance
     from runtime.inference.async_wire import AsyncWire
-    from runtime.inference.transport import Wire
 
 Item = TypeVar("Item")
 
@@ -30,9 +29,15 @@ class AnswerStream(Iterator[Item], Generic[Item]):
     block and dropping it. Iterating over a closed stream ends.
     """
 
-    def __init__(self, steps: Generator[Item, None, object], wire: Wire) -> None:
+    def __init__(self, steps: Generator[Item, None, object], cancel: Callable[[], object]) -> None:
+        """Nothing is asked for yet.
+
+        Args:
+            steps: The pieces.
+            cancel: Ends what ``steps`` waits for, at any time and from any thread.
+        """
         self._steps = steps
-        self._wire = wire
+        self._cancel = cancel
         self._closed = False
 
     def __iter__(self) -> Self:
@@ -49,7 +54,7 @@ class AnswerStream(Iterator[Item], Generic[Item]):
     def close(self) -> None:
         """Cancel what is still to come; safe to call twice."""
         self._closed = True
-        self._wire.abort()
+        self._cancel()
         try:
             self._steps.close()
         except ValueError:  # another thread is in it, and is being told

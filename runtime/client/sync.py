@@ -307,7 +307,7 @@ class LlamaClient(ClientCore):
             board=self._board,
             wire=wire,
         )
-        return AnswerStream(pieces(steps, form), wire)
+        return AnswerStream(pieces(steps, form), wire.abort)
 
     def _sent_name(self, wish: Wish) -> str | None:
         return None if wish.model is None else self._source.resolve(wish.model)

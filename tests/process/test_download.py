@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from click.testing import CliRunner
 
-from runtime.errors import ModelNotFoundError
+from runtime.cli.app import cli
+from runtime.errors import ConfigError, ModelNotFoundError
 from runtime.settings import Directories
 from runtime.store import Limits, ModelStore, PullProgress
+from runtime.testing.tiny_model import TinyShape, build_tiny_model
 from tests.fakes.hub import FakeHub, Fault, model_bytes
 
 if TYPE_CHECKING:
@@ -307,3 +311,31 @@ def test_a_truncated_file_is_no_model(
         store.resolve(_REPO)
     hub.faults.append(Fault(path="/cdn/", cut_after=1000))
     assert store.pull(_REPO).path.read_bytes() == data
+
+
+def test_a_model_comes_with_its_draft_model_if_their_vocabularies_are_one(
+    hub: FakeHub, env: dict[str, str], models: Path, tiny_model_path: Path, tmp_path: Path
+) -> None:
+    target, draft = "Qwen3-1.7B-Q8_0.gguf", "Qwen3-0.6B-Q8_0.gguf"
+    other = build_tiny_model(tmp_path / "other.gguf", shape=TinyShape(vocabulary=600))
+    pull = ["models", "pull", "--with-draft"]
+
+    refused = CliRunner().invoke(cli, [*pull, "qwen3-0.6b"], env=env)
+    assert isinstance(refused.exception, ConfigError)
+    assert "names no draft model for qwen3-0.6b" in str(refused.exception)
+    assert not hub.seen, "nothing is fetched for what cannot be had"
+
+    hub.add("Qwen/Qwen3-1.7B-GGUF", {target: tiny_model_path.read_bytes()})
+    hub.add("Qwen/Qwen3-0.6B-GGUF", {draft: other.read_bytes()})
+    refused = CliRunner().invoke(cli, [*pull, "qwen3-1.7b"], env=env)
+    assert isinstance(refused.exception, ConfigError)
+    assert f"{draft} cannot draft for {target}" in str(refused.exception)
+
+    shutil.rmtree(models / "qwen3-0.6b")
+    twin = build_tiny_model(tmp_path / "twin.gguf", seed=2).read_bytes()
+    hub.add("Qwen/Qwen3-0.6B-GGUF", {draft: twin})
+    pulled = CliRunner().invoke(cli, [*pull, "qwen3-1.7b"], env=env)
+    assert pulled.exit_code == 0, pulled.output
+    assert pulled.stdout.strip() == str(models / "qwen3-1.7b" / target)
+    assert (models / "qwen3-0.6b" / draft).read_bytes() == twin
+    assert draft in pulled.stderr.replace("\n", "")
