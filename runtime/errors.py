@@ -273,15 +273,25 @@ class QueueFullError(LLMRateLimitError):
         waiting: Requests in line.
         running: Requests at work.
         max_queue: How many may be in line.
+        retry_after_s: Seconds until there will be room for one more, by the time that requests
+            took so far; None when none has ended yet.
     """
 
     def __init__(
-        self, message: str, *, waiting: int, running: int, max_queue: int, hint: str | None = None
+        self,
+        message: str,
+        *,
+        waiting: int,
+        running: int,
+        max_queue: int,
+        retry_after_s: float | None = None,
+        hint: str | None = None,
     ) -> None:
         super().__init__(message, hint=hint)
         self.waiting = waiting
         self.running = running
         self.max_queue = max_queue
+        self.retry_after_s = retry_after_s
 
 
 # --- provider failures ------------------------------------------------------------------------

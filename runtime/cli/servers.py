@@ -78,6 +78,12 @@ _OF_THE_DOOR = frozenset({"host", "port", "api_key", "alias"})
     show_default=True,
     help="Longest request that is read.",
 )
+@click.option(
+    "--max-queue",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Requests that may wait for a slot of one model; more get a 429. [default: 1024]",
+)
 @click.option("--detach", is_flag=True, help="Return when it is ready; it goes on by itself.")
 @click.option(
     "--detached-log", type=click.Path(dir_okay=False, path_type=Path), default=None, hidden=True
@@ -93,6 +99,7 @@ def serve(
     allow_hosts: tuple[str, ...],
     allow_origins: tuple[str, ...],
     max_body_bytes: int,
+    max_queue: int | None,
     detached_log: Path | None,
     ready_fd: int | None,
     *,
@@ -139,6 +146,7 @@ def serve(
         memory_budget_bytes=None if memory_budget is None else int(memory_budget * 2**30),
         keep_alive_s=kept if (kept := keep_alive_of(keep_alive)) is not None else FOREVER,
         allow_pull=allow_pull,
+        options={} if max_queue is None else {"max_queue": max_queue},
     )
     with listen(door.host, door.port) as listener, _ended_by_signals(), ExitStack() as shown:
         served = Models(plan, progress=shown.enter_context(output.pull_progress()))

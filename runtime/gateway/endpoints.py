@@ -46,6 +46,9 @@ CLIENT_WENT_AWAY: Final = 499
 AT_ONCE_TEXTS: Final = 8
 """Most texts whose vectors are written on the event loop: of 1,024 numbers, 8 take 5 ms."""
 
+AT_ONCE_CHARS: Final = 1000
+"""Longest text of those: llama-cpp-python answers with a vector for each of its tokens."""
+
 
 class Wanting(Protocol):
     """A request that names a model."""
@@ -237,7 +240,8 @@ class Embedding(Endpoint["Texts"]):
         """Tell the vectors."""
         wanted = asked.wanted
         # Vectors are long, however short their texts: 2,000 of them take a second to write down.
-        large = asked.large or len(wanted.texts) > AT_ONCE_TEXTS
+        several = len(wanted.texts) > AT_ONCE_TEXTS
+        large = asked.large or several or any(len(text) > AT_ONCE_CHARS for text in wanted.texts)
         made = await served.vectors(wanted.texts, truncate=wanted.truncate, large=large)
 
         def answer() -> bytes:

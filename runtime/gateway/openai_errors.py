@@ -17,6 +17,7 @@ from runtime.errors import (
     ModelNotFoundError,
     QueueFullError,
     RequestTimeoutError,
+    TextTooLongError,
 )
 from runtime.gateway.dialect import InvalidFieldError
 from runtime.gateway.statuses import GatewayEndingError, status_of
@@ -62,6 +63,8 @@ def _param(exc: LLMError) -> str | None:
             return param
         case ModelNotFoundError():
             return "model"
+        case TextTooLongError():
+            return "input"
         case ContextOverflowError():
             return "messages"
         case LLMInvalidRequestError() if named := _NAMED.match(exc.message):

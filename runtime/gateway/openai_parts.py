@@ -33,9 +33,11 @@ def around_gap(chunk: Mapping[str, object]) -> tuple[bytes, bytes]:
     return before, after
 
 
-def usage(response: LLMResponse) -> dict[str, object]:
-    """What an answer took."""
+def usage(response: LLMResponse) -> dict[str, object] | None:
+    """What an answer took; None where the engine did not tell, as clients expect numbers."""
     counts = usage_of(response.usage)
+    if counts.prompt_tokens is None:
+        return None
     cache = (response.raw or {}).get("cache")
     reused = cache.get("reused", 0) if isinstance(cache, dict) else 0
     return {

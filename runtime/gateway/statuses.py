@@ -18,6 +18,7 @@ from runtime.errors import (
     LLMRateLimitError,
     ModelNotFoundError,
     ModelTooLargeError,
+    QueueFullError,
     RequestTimeoutError,
     StorageError,
     TooManyRequestsError,
@@ -51,6 +52,8 @@ _STATUS: Final[tuple[tuple[type[LLMError], int], ...]] = (  # the first that fit
 )
 _BUSY_AGAIN_S: Final = 1
 _FAILING_AGAIN_S: Final = 5
+_MOST_HEEDED_S: Final = 60
+"""Those clients disregard what is longer."""
 
 
 def status_of(exc: LLMError) -> int:
@@ -64,8 +67,9 @@ def headers_of(exc: LLMError) -> dict[str, str]:
     OpenAI's and Anthropic's clients send a request again by themselves after 429 and 5xx. They heed
     ``Retry-After``, and ``x-should-retry: false`` where another try would end the same way.
     """
-    if isinstance(exc, TooManyRequestsError) and exc.retry_after_s is not None:
-        return {"retry-after": str(max(1, math.ceil(exc.retry_after_s)))}
+    told = (TooManyRequestsError, QueueFullError)
+    if isinstance(exc, told) and exc.retry_after_s is not None:
+        return {"retry-after": str(min(max(1, math.ceil(exc.retry_after_s)), _MOST_HEEDED_S))}
     if isinstance(exc, LLMRateLimitError):
         return {"retry-after": str(_BUSY_AGAIN_S)}
     if isinstance(exc, CrashingRequestError | LLMBadResponseError | ModelTooLargeError):

@@ -47,6 +47,12 @@ def body(
                 f"The engine takes no {'llguidance' if lark else 'GBNF'} grammars.",
                 hint="Use the other kind of grammar, or a response schema.",
             )
+    if endpoint.kind == "llama-cpp-python" and wish.options.get("logprobs"):
+        raise LLMCapabilityError(
+            "llama-cpp-python tells no logprobs: it would have to keep the probabilities of every "
+            "token of every prompt.",
+            hint="Use the xllamacpp or llama-server engine.",
+        )
     if endpoint.capabilities.logprobs is False and wish.options.get("logprobs"):
         # The engine would tell a logarithm of 0.0 for each drafted token, HTTP 200.
         raise LLMCapabilityError(

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 DEFAULT_MAX_QUEUE: Final = 1024
 """Requests that may wait. More is a caller that runs away, not load."""
 
+_LATEST_WEIGHT: Final = 0.2
+"""What the latest request counts in the average time that requests are at work."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueCounts:
@@ -49,21 +52,23 @@ class Place:
     Attributes:
         granted: Whether it may be at work.
         ahead: How many were in line before it when it came; None when it had not to wait.
+        granted_at: Since when, on the monotonic clock.
         waited_s: Seconds it was in line.
     """
 
-    __slots__ = ("_since", "_wake", "ahead", "granted", "waited_s")
+    __slots__ = ("_since", "_wake", "ahead", "granted", "granted_at", "waited_s")
 
     def __init__(self, wake: Callable[[], object]) -> None:
         self.granted = False
         self.ahead: int | None = None
         self.waited_s = 0.0
-        self._since = time.monotonic()
+        self.granted_at = self._since = time.monotonic()
         self._wake = wake
 
     def grant(self) -> None:
         """Let it be at work, and tell who waits for that."""
-        self.waited_s = time.monotonic() - self._since
+        self.granted_at = time.monotonic()
+        self.waited_s = self.granted_at - self._since
         self.granted = True
         self._wake()
 
@@ -90,6 +95,7 @@ class SlotQueue:
         self._max_queue = checked_max_queue(max_queue)
         self._slots: int | None = None
         self._running = 0
+        self._work_s: float | None = None  # of an average request
         self._line: deque[Place] = deque()
         self._lock = threading.Lock()
 
@@ -124,6 +130,9 @@ class SlotQueue:
                     waiting=waiting,
                     running=self._running,
                     max_queue=self._max_queue,
+                    retry_after_s=None
+                    if self._work_s is None
+                    else self._work_s / (self._slots or 1),
                     hint="Send fewer at once, try again later, or raise max_queue or parallel.",
                 )
             self._line.append(place)
@@ -134,6 +143,9 @@ class SlotQueue:
         with self._lock:
             if place.granted:
                 self._running -= 1
+                took_s = time.monotonic() - place.granted_at
+                before_s = took_s if self._work_s is None else self._work_s
+                self._work_s = before_s + _LATEST_WEIGHT * (took_s - before_s)
                 self._move_up()
             else:
                 self._line.remove(place)

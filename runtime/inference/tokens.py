@@ -30,12 +30,20 @@ def tokenize(text: str, options: Mapping[str, object], limits: Limits) -> Flow[l
         LLMCapabilityError: The server does not tell.
     """
     _, found = yield from ask("/tokenize", {**options, "content": text}, limits)
-    if found is None:
-        _, found = yield from ask("/extras/tokenize", {"input": text}, limits)
-    tokens = _told(found).get("tokens")
-    if not isinstance(tokens, list):
-        raise _malformed()
-    return tokens
+    if found is not None:
+        return _tokens(found)
+    if options.get("with_pieces"):
+        raise LLMCapabilityError(
+            "with_pieces: this server tells the numbers of tokens alone.",
+            hint="Leave it out, or use the xllamacpp or llama-server engine.",
+        )
+    # llama-cpp-python's way, which always adds the token that begins a text, if there is one.
+    _, found = yield from ask("/extras/tokenize", {"input": text}, limits)
+    made = _tokens(_told(found))
+    if options.get("add_special"):
+        return made
+    _, found = yield from ask("/extras/tokenize", {"input": ""}, limits)
+    return made[len(_tokens(_told(found))) :]
 
 
 def detokenize(tokens: Sequence[int], limits: Limits) -> Flow[str]:
@@ -52,6 +60,13 @@ def detokenize(tokens: Sequence[int], limits: Limits) -> Flow[str]:
     if not isinstance(text, str):
         raise _malformed()
     return text
+
+
+def _tokens(found: Mapping[str, object]) -> list[object]:
+    tokens = found.get("tokens")
+    if not isinstance(tokens, list):
+        raise _malformed()
+    return tokens
 
 
 def _told(found: Mapping[str, object] | None) -> Mapping[str, object]:

@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from runtime.testing.tiny_model import build_tiny_model
-from tests.conftest import is_gone, wait_until
+from tests.conftest import ENGINES, is_gone, wait_until
 from tests.gateways import Gateway, serving
 
 if TYPE_CHECKING:
@@ -256,3 +256,32 @@ def test_the_engine_ends_with_a_gateway_that_is_killed(
         wait_until("the engine is gone", lambda: is_gone(engine), timeout_s=1)
     with serving(tiny_model_path, "--ctx-size", "256", home=tmp_path) as second:
         assert second.get("/health").body["status"] == "ready"
+
+
+@pytest.mark.skipif("llama-cpp-python" not in ENGINES, reason="it is not here")
+def test_llama_cpp_python_serves_behind_it(tiny_model_path: Path, tmp_path: Path) -> None:
+    """What this engine tells less of, or in another way, is no surprise to a client."""
+    options = ("--engine", "llama-cpp-python", "--ctx-size", "512")
+    with serving(tiny_model_path, *options, home=tmp_path) as running:
+        with running.client(max_retries=0) as client:
+            asked: Any = {"model": "tiny-chat", "messages": HELLO, "max_tokens": 4, "seed": 1}
+            usage: Any = {"include_usage": True}
+            *chunks, last = client.chat.completions.create(
+                **asked, stream=True, stream_options=usage
+            )
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+            assert last.choices == []
+            assert last.usage is None, "numbers or nothing"
+            with pytest.raises(openai.BadRequestError, match="llama-cpp-python tells no logprobs"):
+                client.chat.completions.create(**asked, logprobs=True)
+            long = [{"role": "user", "content": "word " * 1000}]
+            with pytest.raises(openai.BadRequestError) as caught:
+                client.chat.completions.create(**{**asked, "messages": long})
+            assert caught.value.code == "context_length_exceeded"
+        plain = running.post("/tokenize", {"content": "Hello"}).body["tokens"]
+        whole = running.post("/tokenize", {"content": "Hello", "add_special": True}).body["tokens"]
+        assert plain
+        assert whole[len(whole) - len(plain) :] == plain
+        assert running.post("/detokenize", {"tokens": plain}).body["content"].strip() == "Hello"
+        pieces = running.post("/tokenize", {"content": "Hello", "with_pieces": True})
+        assert pieces.status == 400

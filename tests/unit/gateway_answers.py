@@ -1,7 +1,8 @@
-"""Answers as the inference core gives them, whole and in pieces, for the tests of dialects."""
+"""What the tests of the gateway's parts have in common: answers whole and in pieces, a model."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,23 @@ from runtime.contracts import LLMDelta, LLMResponse, ToolCall, ToolCallDelta, Us
 from runtime.inference.stream import ThoughtDelta
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+
+    from runtime.gateway.served import ServedModel
+
+
+class OneModel:
+    """The part of :class:`runtime.gateway.models.Models` that endpoints use."""
+
+    def __init__(self, served: ServedModel) -> None:
+        self._served = served
+
+    @contextlib.asynccontextmanager
+    async def lease(self, *_: object) -> AsyncGenerator[ServedModel]:
+        yield self._served
+
+    def why(self, exc: Exception) -> Exception:
+        return exc
 
 
 def response(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import json
 import time
@@ -20,9 +19,10 @@ from runtime.gateway.served import ServedModel
 from runtime.gateway.traffic import Traffic
 from runtime.inference import large_json
 from runtime.inference.async_transport import Threads
+from tests.unit.gateway_answers import OneModel
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
 BODY_BYTES = 25_000_000
 LONGEST_STALL_S = 0.1
@@ -63,20 +63,6 @@ def test_long_parts_are_written_as_json_writes_them(value: Any) -> None:
 def test_what_is_no_json_is_refused_as_json_refuses_it(text: str) -> None:
     with pytest.raises((ValueError, RecursionError)):
         large_json.read(text.encode("latin-1"))
-
-
-class OneModel:
-    """The part of :class:`runtime.gateway.models.Models` that endpoints use."""
-
-    def __init__(self, served: ServedModel) -> None:
-        self._served = served
-
-    @contextlib.asynccontextmanager
-    async def lease(self, *_: object) -> AsyncIterator[ServedModel]:
-        yield self._served
-
-    def why(self, exc: Exception) -> Exception:
-        return exc
 
 
 async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -262,6 +262,12 @@ _ERRORS: list[tuple[LLMError, int, str | None, dict[str, str]]] = [
         "queue_full",
         {"retry-after": "1"},
     ),
+    (
+        QueueFullError("x", waiting=1, running=1, max_queue=1, retry_after_s=300),
+        429,
+        "queue_full",
+        {"retry-after": "60"},
+    ),
     (TooManyRequestsError("x", retry_after_s=2.2), 429, None, {"retry-after": "3"}),
     (
         CrashingRequestError("x", endings=["SIGSEGV"]),

@@ -106,6 +106,27 @@ def test_whatever_comes_and_goes_the_line_keeps_its_order(slots: int, steps: lis
     assert granted == sorted(granted)
 
 
+def test_a_full_line_says_when_there_will_be_room() -> None:
+    queue = SlotQueue(0)
+    queue.resize(2)
+
+    def refused() -> float | None:
+        with pytest.raises(QueueFullError) as caught:
+            queue.enter(lambda: None)
+        return caught.value.retry_after_s
+
+    places = [queue.enter(lambda: None) for _ in range(2)]
+    assert refused() is None, "none has ended yet"
+    places[0].granted_at -= 8.0
+    queue.leave(places[0])
+    places[0] = queue.enter(lambda: None)
+    assert refused() == pytest.approx(4.0, abs=0.1), "two slots, eight seconds each"
+    places[0].granted_at -= 3.0
+    queue.leave(places[0])
+    queue.enter(lambda: None)
+    assert refused() == pytest.approx(3.5, abs=0.1), "the latest counts for a fifth"
+
+
 def test_nobody_waits_for_a_server_whose_slots_are_not_known() -> None:
     queue = SlotQueue(0)
     assert all(queue.enter(lambda: None).granted for _ in range(100))
