@@ -165,6 +165,7 @@ class ClientCore:
         self._source: EndpointSource
         # Others than we may use a server that runs already: there the engine gives out its slots.
         self._places = Places() if settings.server is not None else None
+        self._keeping: Keeping | None = None
         self._shared: SharedSource | None = None
         if settings.server is not None:
             self._source = self._managed = self._managed_source(settings.server)
@@ -252,6 +253,7 @@ class ClientCore:
                 self._backend,
                 emit=emit,
                 places=self._places if self._is_own else None,
+                keeping=self._keeping if self._is_own else None,
             ),
             asked,
         )
@@ -282,6 +284,11 @@ class ClientCore:
     def _restoring(self, name: str | Path) -> Flow[Session]:
         return self._keeper().restore(name)
 
+    @property
+    def _reads_sessions(self) -> bool:
+        """Whether a request may read a session from disk."""
+        return self._keeping is not None
+
     def _keeper(self) -> Keeping:
         from runtime.inference.sessions import Keeping  # noqa: PLC0415 - few keep conversations
         from runtime.store.sessions import SessionStore  # noqa: PLC0415
@@ -293,7 +300,10 @@ class ClientCore:
                 hint="Make the client without base_url, and with use_gateway=False.",
             )
         facts = self._managed.manager.session_facts
-        return Keeping(self._places, SessionStore(), self._limits, facts)
+        with self._lock:
+            if self._keeping is None:
+                self._keeping = Keeping(self._places, SessionStore(), self._limits, facts)
+            return self._keeping
 
     def _embedding(
         self, source: EndpointSource, texts: list[str], model: str | None, *, truncate: bool

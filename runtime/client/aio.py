@@ -251,7 +251,8 @@ class AsyncLlamaClient(ClientCore):
     async def _answer(self, read: Callable[[], Wish], *, aside: bool) -> LLMResponse:
         wish = await self._threads.run(read) if aside else read()
         wanted = await self._prepared(wish, emit=False)
-        return await self._run(self._source, wanted, threads=self._threads if aside else None)
+        threads = self._threads if aside or self._reads_sessions else None
+        return await self._run(self._source, wanted, threads=threads)
 
     def _stream(
         self, read: Callable[[], Wish], form: Form[T], *, aside: bool
@@ -263,7 +264,7 @@ class AsyncLlamaClient(ClientCore):
             return await self._prepared(known, emit=True)
 
         wire = AsyncWire(self._source.queue)
-        threads = self._threads if aside else None
+        threads = self._threads if aside or self._reads_sessions else None
         performance = self._performance(self._source, begin, wire, threads)
         return AsyncAnswerStream(async_pieces(performance, form), wire)
 

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from runtime.inference.clock import Limits, Phase
     from runtime.inference.effects import Flow, HttpHead
     from runtime.inference.schema import Enforcement
+    from runtime.inference.seating import Seating
     from runtime.inference.stream import Answer
     from runtime.inference.wishes import Wish
 
@@ -57,25 +58,27 @@ class Ask:
     """One conversation under way, over all that is sent for it.
 
     Attributes:
-        wish: What is asked; of the slot that was chosen for it, if one was.
+        wish: What is asked.
+        seating: Where it sits.
         limits: Deadlines and bounds.
         backend: Who signs the response, and what its requests know of one another.
         emit: Whether each piece is handed out as it comes.
         clock: Its deadlines, as instants.
         course: How it fares.
         ticket: By which the engine's deaths are told to be of it or of others.
-        landed: The slot that the last answer came from, where the engine told.
     """
 
-    def __init__(self, wish: Wish, limits: Limits, backend: reply.Backend, *, emit: bool) -> None:
+    def __init__(
+        self, wish: Wish, seating: Seating, limits: Limits, backend: reply.Backend, *, emit: bool
+    ) -> None:
         self.wish = wish
+        self.seating = seating
         self.limits = limits
         self.backend = backend
         self.emit = emit
         self.clock = Clock(limits)
         self.course = Course(max_retries=limits.max_retries, emit=emit)
         self.ticket = backend.incidents.enter()
-        self.landed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ def send(ask: Ask, asked: Wish, answer: Answer, seed: int) -> Flow[Got]:
     """
     clock, course, emit = ask.clock, ask.course, ask.emit
     endpoint = yield from _located(ask)
+    asked = yield from ask.seating.seated(asked, endpoint)
     stream = not course.whole and (emit or endpoint.kind in payload.LLAMA_CPP_KINDS)
     body, enforcement = payload.body(asked, endpoint, seed=seed, stream=stream)
     if asked.tools and asked.tools.choice != "none" and payload.prompts_tools(asked, endpoint):

@@ -80,7 +80,7 @@ def located(clock: Clock, *, partial_text: str | None = None) -> Flow[Endpoint]:
     try:
         return (yield from locate(clock.left_s))
     except RequestTimeoutError as exc:
-        doing = exc.message.rstrip(".")
+        doing = exc.doing or exc.message.rstrip(".")
         raise clock.timeout("total", partial_text=partial_text, doing=doing) from exc
 
 

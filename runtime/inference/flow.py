@@ -5,7 +5,6 @@ Generators of effects (see :mod:`runtime.inference.effects`), shared by every cl
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from runtime.contracts import Provenance
@@ -20,8 +19,8 @@ from runtime.errors import (
 from runtime.inference import failures, follow_ups, payload, queueing, reply, wishes
 from runtime.inference.attempt import Ask, SilentStreamError, send
 from runtime.inference.effects import Emit, Pause
-from runtime.inference.exchange import located
 from runtime.inference.recovery import BrokeOffError, DivergedError
+from runtime.inference.seating import Seating
 
 if TYPE_CHECKING:
     from runtime.contracts import LLMResponse
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from runtime.inference.closing import Closed
     from runtime.inference.effects import Flow
     from runtime.inference.places import Places
+    from runtime.inference.sessions import Keeping
     from runtime.inference.wishes import Wish
 
 
@@ -40,6 +40,7 @@ def converse(
     *,
     emit: bool,
     places: Places | None = None,
+    keeping: Keeping | None = None,
 ) -> Flow[LLMResponse]:
     """Answer a conversation.
 
@@ -54,36 +55,17 @@ def converse(
         emit: Whether each piece is handed out as it comes. An answer of which a piece was handed
             out is never asked for with another seed.
         places: The slots of the engine, when it is ours alone.
+        keeping: The sessions of that engine.
     """
-    ask = Ask(wish, limits, backend, emit=emit)
+    seating = Seating(wish, places, keeping, backend.pace)
+    ask = Ask(wish, seating, limits, backend, emit=emit)
     try:
         place = yield from queueing.take_place(ask.clock.until("total"))
-        if places is None or "id_slot" in wish.options:
-            response = yield from _answered(ask)
-        else:
-            response = yield from _in_its_slot(ask, places)
-        return queueing.noted(response, place)
+        response = yield from _answered(ask)
+        return queueing.noted(seating.noted(response), place)
     finally:
+        seating.leave()
         backend.incidents.leave(ask.ticket)
-
-
-def _in_its_slot(ask: Ask, places: Places) -> Flow[LLMResponse]:
-    """The answer from the slot that the conversation was in.
-
-    Chosen only when the request has come up in line: before, all slots are busy, and where it would
-    be at home is not known yet.
-    """
-    endpoint = yield from located(ask.clock)
-    seat = places.take(ask.wish, endpoint)
-    if seat is None:
-        return (yield from _answered(ask))
-    # The last event of an answer then says which slot it came from.
-    told = {"verbose": True} if seat.slot is None else {"id_slot": seat.slot}
-    ask.wish = replace(ask.wish, options={**ask.wish.options, **told})
-    try:
-        return (yield from _answered(ask))
-    finally:
-        places.give_back(seat, ask.landed)
 
 
 def _answered(ask: Ask) -> Flow[LLMResponse]:
@@ -117,7 +99,7 @@ def _answered(ask: Ask) -> Flow[LLMResponse]:
             asked, wish = better, follow_ups.repaired(wish, exc) or wish
             continue
         answer = got.answer
-        ask.landed = answer.slot
+        ask.seating.landed = answer.slot
         ask.backend.pace.learn_from(answer.timings)
         closed: Closed | None = None
         try:

@@ -121,6 +121,14 @@ class Places:
             chosen.used = self._clock
             return Seat(chosen.number, endpoint.generation, keys)
 
+    def known(self, endpoint: Endpoint) -> bool:
+        """Whether a slot is certain to be free."""
+        with self._lock:
+            self._meet(endpoint)
+            if endpoint.slots == 1:
+                return True
+            return not self._unplaced and any(not slot.busy for slot in self._slots)
+
     def forget(self, seat: Seat) -> None:
         """What a seat's slot holds is not known."""
         with self._lock:

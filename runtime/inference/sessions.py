@@ -11,6 +11,7 @@ event loop their steps are taken in threads.
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from runtime.contracts import LLMMessage, Provenance, ToolCall
 from runtime.errors import (
     LLMBadResponseError,
     LLMCapabilityError,
+    LLMError,
     LLMInvalidRequestError,
     ServerStatusError,
     SessionMismatchError,
@@ -40,12 +42,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from runtime.engines.base import Endpoint
-    from runtime.inference.clock import Limits
+    from runtime.inference.clock import Limits, Pace
     from runtime.inference.effects import Flow
     from runtime.inference.places import Keys
     from runtime.inference.session_proof import Answered
     from runtime.inference.wishes import Wish
     from runtime.store.sessions import SessionStore
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +88,25 @@ class Session:
     evicted: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """A session that was saved or restored here.
+
+    Attributes:
+        name: As the caller named it.
+        keys: Its conversation.
+        tokens: Tokens whose state it holds.
+        restore_s: Seconds that a restore takes, by the last one.
+        generation: The engine process that had it last.
+    """
+
+    name: str | Path
+    keys: Keys
+    tokens: int
+    restore_s: float
+    generation: int
+
+
 class Keeping:
     """Saves and restores the conversations of one managed engine."""
 
@@ -106,6 +129,7 @@ class Keeping:
         self._store = store
         self._limits = limits
         self._facts = facts
+        self._kept: dict[Keys, _Kept] = {}
 
     def save(self, name: str | Path, wish: Wish) -> Flow[Session]:
         """Write down what the engine has computed of a conversation.
@@ -137,7 +161,9 @@ class Keeping:
                     proof = yield from self._prove(body, held.slot)
                 if not proof.reuses:
                     raise _moved()
+                began = clock.elapsed_ms
                 yield from self._act(held.slot, "restore", state)
+                took_s = (clock.elapsed_ms - began) / 1000
                 head = SessionHead(
                     facts=dict(self._facts()),
                     saved_at=Provenance.now_iso(),
@@ -153,6 +179,8 @@ class Keeping:
                 path, evicted = self._store.write(name, head, state)
             finally:
                 state.unlink(missing_ok=True)
+        # To restore it reads the state twice, around a proof that takes as long as a token.
+        self._keep(name, keys, head, endpoint, restore_s=3 * took_s)
         return _session(path, head, proof, engine_ms=_ms(written, "save_ms"), evicted=evicted)
 
     def restore(self, name: str | Path) -> Flow[Session]:
@@ -168,9 +196,54 @@ class Keeping:
         clock = Clock(self._limits)
         yield from take_place(clock.until("total"))
         endpoint = yield from locate(clock.left_s)
+        return (yield from self._restored(name, head, endpoint))
+
+    def bring_back(
+        self, wish: Wish, endpoint: Endpoint, pace: Pace
+    ) -> Flow[tuple[Session, float] | None]:
+        """Restore the session of a conversation into an engine that was started since.
+
+        A session that cannot be restored any more is forgotten here: the engine then computes the
+        conversation, as it does without one.
+
+        Args:
+            wish: What is to be asked next, in a place that it has already.
+            endpoint: The engine.
+            pace: How fast it processes prompts.
+
+        Returns:
+            The session and the seconds that it took; None where there is none, the engine has had
+            it already, its slots are not known to be free, or computing it takes no longer.
+        """
+        functions = tuple(wish.tools.functions.values()) if wish.tools else ()
+        keys = keys_of(wish.messages, functions)
+        found = [kept for kept in self._kept.values() if kept.keys == keys[: len(kept.keys)]]
+        kept = max(found, key=lambda each: len(each.keys), default=None)
+        if kept is None or kept.generation == endpoint.generation:
+            return None
+        computing_s = pace.seconds(kept.tokens)
+        if (computing_s and computing_s <= kept.restore_s) or not self._places.known(endpoint):
+            return None
+        # Before anything is waited for: another request of this conversation need not do it, too.
+        self._kept[kept.keys] = replace(kept, generation=endpoint.generation)
+        clock = Clock(self._limits)
+        try:
+            head = self._store.head(kept.name)
+            if keys_of(head.messages, head.functions) != kept.keys:
+                raise _overwritten(kept.name)
+            session = yield from self._restored(kept.name, head, endpoint)
+        except LLMError as exc:
+            log.warning("The session %s was not brought back: %s", kept.name, exc)
+            self._kept.pop(kept.keys, None)
+            return None
+        return session, clock.elapsed_ms / 1000
+
+    def _restored(self, name: str | Path, head: SessionHead, endpoint: Endpoint) -> Flow[Session]:
+        """Read a session into a slot of this engine, and prove it."""
         folder = _folder(endpoint)
         refuse_other(head, self._facts())
         state = folder / f"{secrets.token_hex(8)}.state"
+        clock = Clock(self._limits)
         try:
             self._store.extract(name, state)
             keys = keys_of(head.messages, head.functions)
@@ -190,8 +263,27 @@ class Keeping:
                 held.kept = True
         finally:
             state.unlink(missing_ok=True)
+        self._keep(name, keys, head, endpoint, restore_s=clock.elapsed_ms / 1000)
         path = self._store.path_of(name)
         return _session(path, head, said, engine_ms=_ms(read, "restore_ms"))
+
+    def _keep(
+        self,
+        name: str | Path,
+        keys: Keys,
+        head: SessionHead,
+        endpoint: Endpoint,
+        *,
+        restore_s: float,
+    ) -> None:
+        """Remember where a conversation's state is, for an engine that has lost it."""
+        self._kept[keys] = _Kept(
+            name=name,
+            keys=keys,
+            tokens=head.tokens,
+            restore_s=restore_s,
+            generation=endpoint.generation,
+        )
 
     @contextlib.contextmanager
     def _held(self, seat: Seat | None, keys: Keys, endpoint: Endpoint) -> Iterator[_Held]:
@@ -349,6 +441,13 @@ def _refused(exc: LLMInvalidRequestError) -> SessionMismatchError:
         f"The engine does not take the saved state: {exc.message}",
         differences={"state": ("saved", "refused")},
         hint="Send the conversation as it is: the engine then computes it anew.",
+    )
+
+
+def _overwritten(name: str | Path) -> SessionMismatchError:
+    return SessionMismatchError(
+        f"The session {name} is of another conversation now.",
+        differences={"conversation": ("saved", "another")},
     )
 
 

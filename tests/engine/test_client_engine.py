@@ -582,7 +582,7 @@ def test_a_stream_whose_engine_is_killed_is_an_error_where_nothing_may_be_sent_a
 
 
 def test_a_stream_whose_engine_is_killed_goes_on_where_it_was(own_client: LlamaClient) -> None:
-    asked = params(max_tokens=60, temperature=0.8)
+    asked = params(max_tokens=240, temperature=0.8)
     whole = own_client.chat(MESSAGES, params=asked)
     heard: list[str] = []
     last: Any = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from runtime import (
     LLMInvalidRequestError,
     LLMMessage,
     LLMRequest,
+    RestartPolicy,
     SessionMismatchError,
     SessionNotFoundError,
     SessionStore,
@@ -276,3 +278,72 @@ def test_a_folder_left_by_a_dead_process_is_removed(kind: str, tiny_model_path: 
     with client_of(kind, tiny_model_path):
         assert not left.exists()
     shutil.rmtree(left, ignore_errors=True)
+
+
+def test_an_engine_that_was_killed_gets_the_conversation_back_from_its_session(
+    kind: str, tiny_model_path: Path
+) -> None:
+    """In the midst of an answer, and before the next one: nothing is computed again."""
+    restart = RestartPolicy(backoff_base_s=0.01, backoff_max_s=0.01)
+    with client_of(kind, tiny_model_path, batch_size=32, restart=restart) as client:
+        messages = begun(client)
+        client.save_session("talk", messages)
+        asked = [*messages, say("user", "Go on.")]
+        undisturbed = client.chat(asked, params=GREEDY)
+        assert undisturbed.raw
+        assert "session" not in undisturbed.raw, "the engine has it"
+
+        def kill() -> None:
+            assert client.server
+            assert client.server.pid
+            os.kill(client.server.pid, signal.SIGKILL)
+
+        pace = client._backend.pace
+        pace.learn(tokens=1000, seconds=100.0)
+        last = None
+        for number, event in enumerate(client.stream_chat(asked, params=GREEDY)):
+            last = event.response
+            if number == 3:
+                kill()
+        assert last
+        raw: Any = last.raw
+        assert last.text == undisturbed.text
+        assert raw["recovery"]["exact"]
+        assert raw["session"]["tokens"] == raw["cache"]["reused"]
+        kill()
+        between: Any = client.chat(asked, params=GREEDY)
+        assert between.text == undisturbed.text
+        assert between.raw["session"]["tokens"] == between.raw["cache"]["reused"]
+
+        for _ in range(40):
+            pace.learn(tokens=1000, seconds=1e-6)
+        kill()
+        computed: Any = client.chat(asked, params=GREEDY)
+        assert computed.text == undisturbed.text
+        assert "session" not in computed.raw, "computing it is faster"
+        pace.learn(tokens=1000, seconds=100.0)
+        SessionStore().path_of("talk").unlink()
+        kill()
+        without: Any = client.chat(asked, params=GREEDY)
+        assert without.text == undisturbed.text
+        assert "session" not in without.raw, "its file is gone"
+
+
+def test_an_async_client_gets_it_back_too(kind: str, tiny_model_path: Path) -> None:
+    options: dict[str, Any] = {"ctx_size": 1024, "threads": 1, "batch_size": 32, **options_of(kind)}
+
+    async def work() -> None:
+        async with AsyncLlamaClient(str(tiny_model_path), parallel=1, **options) as client:
+            messages = [say("system", SYSTEM), say("user", "Begin.")]
+            messages.append(say("assistant", (await client.chat(messages, params=GREEDY)).text))
+            await client.save_session("talk", messages)
+            asked = [*messages, say("user", "Go on.")]
+            before = await client.chat(asked, params=GREEDY)
+            pid = client.server and client.server.pid
+            assert pid
+            os.kill(pid, signal.SIGKILL)
+            after: Any = await client.chat(asked, params=GREEDY)
+            assert after.text == before.text
+            assert after.raw["session"]["tokens"] <= after.raw["cache"]["reused"]
+
+    asyncio.run(work())

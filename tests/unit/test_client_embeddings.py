@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import pickle
 from array import array
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 
 from runtime.contracts import EmbeddingResult, Usage
-from runtime.engines.base import Endpoint, EngineCapabilities
 from runtime.errors import (
     ContextOverflowError,
     LLMBadResponseError,
@@ -20,9 +18,9 @@ from runtime.errors import (
     TextTooLongError,
 )
 from runtime.inference.clock import Limits
-from runtime.inference.effects import Enter, HttpHead, Locate, Open, Read
 from runtime.inference.embeddings import TruncatedEmbeddingResult, TruncatedText, embed
 from runtime.inference.vectors import Vectors
+from tests.unit.some_server import endpoint, performed
 
 PAIR = [[3.0, 4.0], [0.0, -2.0]]
 
@@ -31,34 +29,8 @@ def embedded(
     answer: Any, *, status: int = 200, kind: str = "xllamacpp", known: bool | None = None
 ) -> EmbeddingResult:
     """What two texts become when the server answers this."""
-    endpoint = Endpoint(
-        base_url="http://127.0.0.1:1",
-        api_key=None,
-        kind=kind,
-        model="m~0123456789ab",
-        capabilities=EngineCapabilities(embeddings=known),
-        context_tokens=None,
-    )
-    body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-    flow = embed(["a", "b"], Limits(), model=None)
-    parts: list[bytes] = []
-    result: Any = None
-    while True:
-        try:
-            effect = flow.send(result)
-        except StopIteration as stop:
-            made: EmbeddingResult = stop.value
-            return made
-        if isinstance(effect, Enter):
-            result = None
-        elif isinstance(effect, Locate):
-            result = endpoint
-        elif isinstance(effect, Open):
-            parts = [body, b""]
-            result = HttpHead(status=status, headers={"content-type": "application/json"})
-        else:
-            assert isinstance(effect, Read)
-            result = parts.pop(0)
+    at = endpoint(kind, model="m~0123456789ab", embeddings=known)
+    return performed(embed(["a", "b"], Limits(), model=None), at, lambda *_: (status, answer))
 
 
 def data(*vectors: Any, **more: Any) -> dict[str, Any]:
@@ -164,39 +136,10 @@ class Engine:
     ) -> None:
         self.limit = limit
         self.embedded: list[list[str]] = []
-        self.endpoint = Endpoint(
-            base_url="http://127.0.0.1:1",
-            api_key=None,
-            kind=kind,
-            model="m",
-            capabilities=EngineCapabilities(),
-            context_tokens=context,
-            batch_tokens=told,
-        )
+        self.endpoint = endpoint(kind, context=context, batch=told)
 
     def embed(self, texts: list[str], **options: Any) -> EmbeddingResult:
-        flow = embed(texts, Limits(), model=None, **options)
-        result: Any = None
-        parts: list[bytes] = []
-        while True:
-            try:
-                effect = flow.send(result)
-            except StopIteration as stop:
-                made: EmbeddingResult = stop.value
-                return made
-            if isinstance(effect, Enter):
-                result = None
-            elif isinstance(effect, Locate):
-                result = self.endpoint
-            elif isinstance(effect, Open):
-                assert effect.request.body is not None
-                body = json.loads(effect.request.body)
-                status, answer = self.answer(effect.request.path, body)
-                parts = [json.dumps(answer).encode(), b""]
-                result = HttpHead(status=status, headers={"content-type": "application/json"})
-            else:
-                assert isinstance(effect, Read)
-                result = parts.pop(0)
+        return performed(embed(texts, Limits(), model=None, **options), self.endpoint, self.answer)
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, object]:
         if path == "/v1/embeddings":

@@ -18,32 +18,14 @@ from runtime.engines.commands import (
 )
 from runtime.engines.detect import choose, engines, place
 from runtime.engines.llama_server import LlamaServerEngine
-from runtime.engines.output import help_flags, listed_devices, read_host_line, read_log_line
+from runtime.engines.output import listed_devices, read_host_line, read_log_line
 from runtime.errors import ConfigError, EngineNotInstalledError, LLMCapabilityError
 from runtime.settings import ServerConfig
+from tests.unit.some_launch import FLAGS, SPEC
 
 if TYPE_CHECKING:
     from runtime.engines.base import EngineCommand, EngineKind, LogFacts
 
-HELP = (Path(__file__).parents[1] / "fakes" / "recorded" / "llama-server-help.txt").read_text()
-FLAGS = help_flags(HELP)
-SPEC = LaunchSpec(
-    model_path=Path("/models/m.gguf"),
-    alias="m",
-    nonce="~1234",
-    api_key="secret-key",
-    host="127.0.0.1",
-    port=0,
-    slot_ctx=1000,
-    parallel=4,
-    threads=2,
-    gpu_layers=0,
-    embeddings=True,
-    pooling="mean",
-    cache_type_k="f16",
-    cache_type_v="q8_0",
-    flash_attn="auto",
-)
 BINARY = Path("/opt/llama-server")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,13 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.engines.base import Endpoint, EngineCapabilities
 from runtime.errors import ContextOverflowError, LLMCapabilityError, LLMInvalidRequestError
 from runtime.inference import wishes
 from runtime.inference.clock import Limits
-from runtime.inference.effects import HttpHead, Locate, Open
 from runtime.inference.fitting import MOST_ROOM, Fit, fitted, groups
 from runtime.inference.policy import Policy
+from tests.unit.some_server import endpoint, performed
 
 ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
 
@@ -72,14 +70,7 @@ class Engine:
 
     def __init__(self, context: int | None = 100, kind: str = "xllamacpp") -> None:
         self.asked = 0
-        self.endpoint = Endpoint(
-            base_url="http://127.0.0.1:1",
-            api_key=None,
-            kind=kind,
-            model="m",
-            capabilities=EngineCapabilities(),
-            context_tokens=context,
-        )
+        self.endpoint = endpoint(kind, context=context)
 
     def fit(self, *contents: str, roles: str = "", max_tokens: int | None = None) -> Any:
         said = [
@@ -87,26 +78,12 @@ class Engine:
             for role, content in zip(roles or "ua" * len(contents), contents, strict=False)
         ]
         wish = wishes.from_chat(said, model=None, params=SimpleNamespace(max_tokens=max_tokens))
-        flow = fitted(wish, Limits())
-        result: Any = None
-        parts: list[bytes] = []
-        while True:
-            try:
-                effect = flow.send(result)
-            except StopIteration as stop:
-                return stop.value
-            if isinstance(effect, Locate):
-                result = self.endpoint
-            elif isinstance(effect, Open):
-                self.asked += 1
-                assert effect.request.path.endswith("/input_tokens")
-                assert effect.request.body is not None
-                messages = json.loads(effect.request.body)["messages"]
-                count = sum(len(message["content"]) for message in messages)
-                parts = [json.dumps({"input_tokens": count}).encode(), b""]
-                result = HttpHead(status=200, headers={"content-type": "application/json"})
-            else:
-                result = parts.pop(0)
+        return performed(fitted(wish, Limits()), self.endpoint, self.count)
+
+    def count(self, path: str, body: dict[str, Any]) -> tuple[int, object]:
+        self.asked += 1
+        assert path.endswith("/input_tokens")
+        return 200, {"input_tokens": sum(len(each["content"]) for each in body["messages"])}
 
 
 def test_what_fits_is_counted_once_and_sent_as_it_is() -> None:

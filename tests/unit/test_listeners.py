@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runtime.server.listeners import holder, reached, who_listens
+from runtime.server.listeners import _in_tables, holder, reached, who_listens
 from runtime.server.probe import confirm
 from runtime.server.sockets import TABLES, Listener, ask_kernel, parse_answer, parse_table
 
@@ -119,6 +119,7 @@ def test_the_kernel_answers_what_its_table_says(
         told = [at for at in parse_table(table.read_text("ascii")) if at.port == port]
         assert answered == told
         assert [at.inode for at in answered] == [os.fstat(server.fileno()).st_ino]
+        assert _in_tables(TABLES, host, port) == {at.inode for at in answered}
 
 
 def test_a_kernel_that_refuses_is_no_kernel_without_listeners() -> None:

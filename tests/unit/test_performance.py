@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runtime.engines.base import LaunchSpec, Speculation
+from runtime.engines.base import Speculation
 from runtime.engines.commands import (
     llama_cpp_python_command,
     llama_server_command,
     xllamacpp_command,
 )
-from runtime.engines.output import help_flags
 from runtime.errors import ConfigError
 from runtime.server.performance import SPECULATIONS, Profile, choose_performance, within_batch
 from runtime.settings import ServerConfig
 from tests.unit.some_cpu import budget
+from tests.unit.some_launch import FLAGS, SPEC
 from tests.unit.some_model import model
 
 if TYPE_CHECKING:
@@ -28,26 +28,6 @@ if TYPE_CHECKING:
 BUDGET = budget(4)
 EXACT = replace(
     model().weights, matrices={"Q4_1": 60 << 20}, embedding={"Q8_0": 30 << 20}, tied_output=True
-)
-FLAGS = help_flags(
-    (Path(__file__).parents[1] / "fakes" / "recorded" / "llama-server-help.txt").read_text()
-)
-SPEC = LaunchSpec(
-    model_path=Path("/models/m.gguf"),
-    alias="m",
-    nonce="~1234",
-    api_key=None,
-    host="127.0.0.1",
-    port=0,
-    slot_ctx=1000,
-    parallel=4,
-    threads=2,
-    gpu_layers=0,
-    embeddings=False,
-    pooling=None,
-    cache_type_k="f16",
-    cache_type_v="f16",
-    flash_attn="auto",
 )
 
 

@@ -156,7 +156,6 @@ def begun(flow: Any) -> dict[str, Any]:
     """The body of the request that a conversation becomes."""
     assert isinstance(flow.send(None), Enter)
     assert isinstance(flow.send(None), Locate)
-    assert isinstance(flow.send(ENGINE), Locate)
     asked = flow.send(ENGINE)
     assert isinstance(asked, Open)
     body: dict[str, Any] = json.loads(asked.request.body or b"")

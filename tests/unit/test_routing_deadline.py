@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runtime import RequestTimeoutError, TaskProfile
+from runtime import QueueFullError, RequestTimeoutError, TaskProfile
 from runtime.client._loading import RoutedClient
 from runtime.client._pool import ModelPool
 from runtime.client._router import Router
@@ -66,6 +67,7 @@ def router(server: FakeServer) -> Iterator[Router]:
         profile=TaskProfile(),
         budget_bytes=1,
         timeout_s=TIMEOUT_S,
+        max_queue=1,
     )
     pool.close()
 
@@ -103,3 +105,13 @@ def test_an_answer_has_the_time_that_its_model_left(
     with pytest.raises(RequestTimeoutError) as caught:
         asked(router)
     assert time.monotonic() - began_at >= TIMEOUT_S, "the client's own deadline is as it was"
+
+
+def test_who_waits_for_a_load_stands_in_line(router: Router) -> None:
+    """One slot and a line of one: the third is refused while the two wait."""
+    with ThreadPoolExecutor(3) as threads:
+        asked = [threads.submit(whole, router) for _ in range(3)]
+        problems = [each.exception() for each in asked]
+    (refused,) = filter(None, problems)
+    assert isinstance(refused, QueueFullError)
+    assert (refused.waiting, refused.running, refused.max_queue) == (2, 0, 2)
