@@ -25,10 +25,11 @@ from runtime.gateway.dialect import (
 )
 from runtime.gateway.openai_errors import error
 from runtime.gateway.openai_parts import GAP, around_gap, event, new_id, notes_of, usage
+from runtime.inference.scores import ScoredDelta
 from runtime.inference.stream import ThoughtDelta
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from runtime.contracts import LLMDelta
     from runtime.errors import LLMError
@@ -170,10 +171,6 @@ def _refuse_what_is_not_here(chat: _Chat, options: Mapping[str, object]) -> None
         raise InvalidFieldError(
             f"modalities is {chat.modalities}.", param="modalities", hint="Only text is answered."
         )
-    if chat.logprobs and chat.stream:
-        raise InvalidFieldError(
-            "logprobs are not told in streams.", param="logprobs", hint="Ask without stream."
-        )
     if "top_logprobs" in options and not chat.logprobs:
         raise InvalidFieldError(
             "top_logprobs needs logprobs.", param="top_logprobs", hint="Set logprobs to true."
@@ -289,6 +286,10 @@ def _logprobs(response: LLMResponse) -> object:
     return None
 
 
+def _scores(content: Sequence[object]) -> dict[str, object] | None:
+    return {"content": content, "refusal": None} if content else None
+
+
 class ChatEncoder:
     """Writes a streamed chat completion."""
 
@@ -298,6 +299,7 @@ class ChatEncoder:
         self._include_usage = bool(call.echo.get("include_usage"))
         self._calls: dict[str | None, int] = {}
         self._before = self._after = b""
+        self._scored = 0
         self._head: dict[str, object] = {}
 
     def begin(self, model: str) -> bytes:
@@ -308,17 +310,21 @@ class ChatEncoder:
             "created": int(time.time()),
             "model": model,
         }
-        choice = {"index": 0, "delta": GAP, "logprobs": None, "finish_reason": None}
-        self._before, self._after = around_gap(self._chunk(choice))
-        return self._piece(b'{"role":"assistant","content":""}')
+        self._before, self._after = self._around()
+        return self._before + b'{"role":"assistant","content":""}' + self._after
 
     def piece(self, delta: LLMDelta) -> bytes:
         """A piece of text, of a call, or of what the model thinks."""
+        before, after = self._before, self._after
+        if isinstance(delta, ScoredDelta):
+            self._scored += len(delta.logprobs)
+            before, after = self._around(delta.logprobs)
         made = b""
         if isinstance(delta, ThoughtDelta):
-            return self._piece(b'{"reasoning_content":%s}' % json.dumps(delta.thought).encode())
+            said = b'{"reasoning_content":%s}' % json.dumps(delta.thought).encode()
+            return before + said + after
         if text := delta.text_delta:
-            made = self._piece(b'{"content":%s}' % json.dumps(text).encode())
+            made = before + b'{"content":%s}' % json.dumps(text).encode() + after
         if call := delta.tool_call_delta:
             index = self._calls.setdefault(call.call_id, len(self._calls))
             function: dict[str, object] = {"arguments": call.arguments_json_delta or ""}
@@ -326,7 +332,7 @@ class ChatEncoder:
             if call.name is not None:
                 function["name"] = call.name
                 told |= {"id": call.call_id, "type": "function"}
-            made += self._piece(json.dumps({"tool_calls": [told]}).encode())
+            made += before + json.dumps({"tool_calls": [told]}).encode() + after
         return made
 
     def end(self, response: LLMResponse) -> bytes:
@@ -334,7 +340,7 @@ class ChatEncoder:
         choice = {
             "index": 0,
             "delta": {},
-            "logprobs": None,
+            "logprobs": _scores(self._rest(response)),
             "finish_reason": response.finish_reason,
         }
         made = event({**self._chunk(choice), "runtime": notes_of(response)})
@@ -346,12 +352,20 @@ class ChatEncoder:
         """The error, as OpenAI's clients look for it in a stream."""
         return event(error(exc)[1])
 
+    def _rest(self, response: LLMResponse) -> Sequence[object]:
+        """The probabilities of tokens that no piece came of, such as the one that ends all."""
+        match _logprobs(response):
+            case {"content": list(content)}:
+                return content[self._scored :]
+        return ()
+
+    def _around(self, scores: Sequence[object] = ()) -> tuple[bytes, bytes]:
+        choice = {"index": 0, "delta": GAP, "logprobs": _scores(scores), "finish_reason": None}
+        return around_gap(self._chunk(choice))
+
     def _chunk(self, choice: Mapping[str, object]) -> dict[str, object]:
         nothing_yet = {"usage": None} if self._include_usage else {}
         return {**self._head, "choices": [choice], **nothing_yet}
-
-    def _piece(self, delta: bytes) -> bytes:
-        return self._before + delta + self._after
 
 
 def encoder(call: Call) -> ChatEncoder:

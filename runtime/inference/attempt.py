@@ -36,6 +36,7 @@ from runtime.inference.exchange import (
     post,
 )
 from runtime.inference.recovery import BrokeOffError, Course, DivergedError
+from runtime.inference.scores import Scores
 from runtime.inference.sse import SseDecoder
 from runtime.inference.stream import ThoughtDelta
 
@@ -230,6 +231,7 @@ def _stream(ask: Ask, answer: Answer, endpoint: Endpoint) -> Flow[None]:
     moving = False
     decoder = SseDecoder()
     thought_size = 0
+    scores = Scores(course)
     while not answer.done:
         phase: Phase = "stall" if moving else "first_token"
         try:
@@ -261,6 +263,7 @@ def _stream(ask: Ask, answer: Answer, endpoint: Endpoint) -> Flow[None]:
                     interrupted = False
                     course.goes_on(clock.now)
                 continue
+            scores.take(answer.take_logprobs())
             if thought := answer.take_thought():
                 thought_size += len(thought)
                 new_size = thought_size - course.thought_size
@@ -277,7 +280,7 @@ def _stream(ask: Ask, answer: Answer, endpoint: Endpoint) -> Flow[None]:
                     if interrupted:
                         interrupted = False
                         course.goes_on(clock.now)
-                    yield Emit(new)
+                    yield Emit(scores.put_on(new))
     if replay is not None and not replay.caught_up:
         raise DivergedError
     if interrupted:

@@ -230,6 +230,7 @@ class Course:
         delivered: What the caller has.
         whole: Whether to ask for the whole answer at once.
         thought_size: Characters of its thoughts that were handed out.
+        scored: Tokens of which the probabilities were handed out.
     """
 
     def __init__(self, *, max_retries: int, emit: bool) -> None:
@@ -239,6 +240,7 @@ class Course:
         self.delivered = Delivered()
         self.whole = False
         self.thought_size = 0
+        self.scored = 0
         self._looked_again = False
         self._max_retries = max_retries
         self._emit = emit
@@ -276,6 +278,7 @@ class Course:
         self._furthest = 0
         self._partial = ""
         self.thought_size = 0
+        self.scored = 0
 
     def diverged(self, *, can_continue: bool) -> bool:
         """Take down that another answer comes; whether there is still a way on."""

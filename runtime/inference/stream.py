@@ -77,6 +77,7 @@ class Answer:
         self._thoughts_taken = 0
         self._calls = GrowingCalls(call_ids or {})
         self._logprobs: list[object] = []
+        self._logprobs_taken = 0
         self._usage_object: object = None
         self._head: dict[str, object] = {}
         self._raw: dict[str, object] | None = None
@@ -157,6 +158,12 @@ class Answer:
         fresh = self._reasoning[self._thoughts_taken :]
         self._thoughts_taken += len(fresh)
         return "".join(fresh)
+
+    def take_logprobs(self) -> list[object]:
+        """The probabilities of tokens that came since this was last called."""
+        fresh = self._logprobs[self._logprobs_taken :]
+        self._logprobs_taken += len(fresh)
+        return fresh
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:

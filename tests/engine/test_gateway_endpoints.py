@@ -206,8 +206,9 @@ def test_streams_outlive_their_engine_and_health_answers_meanwhile(
     ):
         begun = threading.Event()
 
-        def ask(number: int) -> str:
+        def ask(number: int) -> tuple[str, list[str]]:
             said = ""
+            scored: list[str] = []
             for chunk in client.chat.completions.create(
                 model="tiny-chat",
                 messages=HELLO,
@@ -216,13 +217,17 @@ def test_streams_outlive_their_engine_and_health_answers_meanwhile(
                 temperature=0.8,
                 extra_body={"ignore_eos": True},
                 stream=True,
+                logprobs=number == 3,
             ):
                 said += chunk.choices[0].delta.content or ""
+                scores = chunk.choices[0].logprobs
+                scored += [each.token for each in (scores and scores.content) or ()]
                 begun.set()
             assert chunk.choices[0].finish_reason == "length"
-            return said
+            return said, scored
 
         undisturbed = [ask(number) for number in range(4)]
+        assert len(undisturbed[3][1]) > 400, "of nearly every token"
         begun.clear()
         engine = gateway.engine_pid()
         with ThreadPoolExecutor(20) as pool:

@@ -73,6 +73,7 @@ def test_a_whole_answer_has_openai_s_form_and_exact_counts(client: openai.OpenAI
 
 def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI) -> None:
     asked: Any = {"model": "tiny-chat", "messages": HELLO, "max_tokens": 12, "seed": 3}
+    asked |= {"logprobs": True, "top_logprobs": 2}
     whole = client.chat.completions.create(**asked)
     chunks = list(
         client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
@@ -80,6 +81,12 @@ def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI) -> None
     assert chunks[0].choices[0].delta.role == "assistant"
     said = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert said == whole.choices[0].message.content
+    scores = [c.choices[0].logprobs for c in chunks if c.choices]
+    told: Any = whole.choices[0].logprobs
+    assert told.content
+    assert len(told.content[0].top_logprobs) == 2
+    assert [each for some in scores if some for each in some.content or ()] == told.content
+    assert sum(some is not None for some in scores) > 1, "they come with their pieces"
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
     assert not chunks[-1].choices
     assert chunks[-1].usage

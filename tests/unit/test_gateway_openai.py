@@ -114,7 +114,6 @@ def test_a_tool_without_parameters_takes_none() -> None:
     ("fields", "param"),
     [
         ({"n": 2}, "n"),
-        ({"logprobs": True, "stream": True}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"functions": []}, "functions"),
         ({"audio": {}}, "audio"),
