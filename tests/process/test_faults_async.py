@@ -28,8 +28,8 @@ pytestmark = pytest.mark.process
 SOON = RestartPolicy(backoff_base_s=0.0, max_restarts=20)
 PIECES = 40
 AT_ONCE = 4
-EACH_HAS_SAID = 6
-TOKENS = 400
+EACH_HAS_SAID = 1
+TOKENS = 800
 
 
 def a_story(number: int, temperature: float) -> LLMChatParams:
