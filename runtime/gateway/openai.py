@@ -116,8 +116,10 @@ def request(body: Mapping[str, object]) -> Call:
             param="max_tokens",
             hint="Give max_completion_tokens alone.",
         )
+    rivals = options.get("top_logprobs") or 0
     if chat.logprobs:
         options["logprobs"] = True
+        options["top_logprobs"] = rivals or 1  # llama.cpp tells 20 when told nothing
     # As OpenAI has it: an answer that was cut off says so by its finish_reason.
     options.setdefault("on_truncation", "keep")
     tools, response_format = tools_or_format(
@@ -139,7 +141,10 @@ def request(body: Mapping[str, object]) -> Call:
         request=wanted,
         stream=bool(chat.stream),
         keep_alive_s=keep_alive(chat.keep_alive),
-        echo={"include_usage": bool(streamed and streamed.include_usage)},
+        echo={
+            "include_usage": bool(streamed and streamed.include_usage),
+            "rivals": bool(rivals),
+        },
     )
 
 
@@ -242,7 +247,7 @@ def _tool(tool: _Tool) -> ToolSpec:
 # --- answers ------------------------------------------------------------------------------------
 
 
-def answer(response: LLMResponse, call: Call) -> dict[str, object]:  # noqa: ARG001 - of the protocol
+def answer(response: LLMResponse, call: Call) -> dict[str, object]:
     """The body of a whole answer."""
     notes = response.raw or {}
     said: dict[str, object] = {
@@ -270,7 +275,7 @@ def answer(response: LLMResponse, call: Call) -> dict[str, object]:  # noqa: ARG
             {
                 "index": 0,
                 "message": said,
-                "logprobs": _logprobs(response),
+                "logprobs": _scores(_told(response), call),
                 "finish_reason": response.finish_reason,
             }
         ],
@@ -279,15 +284,23 @@ def answer(response: LLMResponse, call: Call) -> dict[str, object]:  # noqa: ARG
     }
 
 
-def _logprobs(response: LLMResponse) -> object:
+def _told(response: LLMResponse) -> Sequence[object]:
+    """The probabilities of an answer's tokens."""
     match response.raw_output:
-        case {"choices": [{"logprobs": logprobs}, *_]}:
-            return logprobs
-    return None
+        case {"choices": [{"logprobs": {"content": list(content)}}, *_]}:
+            return content
+    return ()
 
 
-def _scores(content: Sequence[object]) -> dict[str, object] | None:
-    return {"content": content, "refusal": None} if content else None
+def _scores(content: Sequence[object], call: Call) -> dict[str, object] | None:
+    """As OpenAI tells probabilities: those of other tokens only where they were asked for."""
+    if not content:
+        return None
+    if not call.echo.get("rivals"):
+        content = [
+            {**each, "top_logprobs": []} if isinstance(each, dict) else each for each in content
+        ]
+    return {"content": content, "refusal": None}
 
 
 class ChatEncoder:
@@ -296,6 +309,7 @@ class ChatEncoder:
     alive = COMMENT
 
     def __init__(self, call: Call) -> None:
+        self._call = call
         self._include_usage = bool(call.echo.get("include_usage"))
         self._calls: dict[str | None, int] = {}
         self._before = self._after = b""
@@ -340,7 +354,8 @@ class ChatEncoder:
         choice = {
             "index": 0,
             "delta": {},
-            "logprobs": _scores(self._rest(response)),
+            # Also of tokens that no piece came of, such as the one that ends all.
+            "logprobs": _scores(_told(response)[self._scored :], self._call),
             "finish_reason": response.finish_reason,
         }
         made = event({**self._chunk(choice), "runtime": notes_of(response)})
@@ -352,15 +367,9 @@ class ChatEncoder:
         """The error, as OpenAI's clients look for it in a stream."""
         return event(error(exc)[1])
 
-    def _rest(self, response: LLMResponse) -> Sequence[object]:
-        """The probabilities of tokens that no piece came of, such as the one that ends all."""
-        match _logprobs(response):
-            case {"content": list(content)}:
-                return content[self._scored :]
-        return ()
-
     def _around(self, scores: Sequence[object] = ()) -> tuple[bytes, bytes]:
-        choice = {"index": 0, "delta": GAP, "logprobs": _scores(scores), "finish_reason": None}
+        told = _scores(scores, self._call)
+        choice = {"index": 0, "delta": GAP, "logprobs": told, "finish_reason": None}
         return around_gap(self._chunk(choice))
 
     def _chunk(self, choice: Mapping[str, object]) -> dict[str, object]:

@@ -19,22 +19,17 @@ from typing import TYPE_CHECKING, Any
 from runtime.contracts import LLMMessage, Provenance, ToolCall
 from runtime.errors import (
     LLMBadResponseError,
-    LLMCapabilityError,
     LLMError,
     LLMInvalidRequestError,
     ServerStatusError,
     SessionMismatchError,
-    StorageError,
 )
-from runtime.inference import payload
 from runtime.inference.clock import Clock
-from runtime.inference.counting import ask
 from runtime.inference.effects import locate
-from runtime.inference.exchange import CHAT_PATH
 from runtime.inference.places import Places, Seat, keys_of
 from runtime.inference.queueing import take_place
-from runtime.inference.session_proof import answered, proof_body, refuse_other, unproven
-from runtime.store.disk import require_room
+from runtime.inference.session_proof import proof_body, refuse_other, unproven
+from runtime.inference.slot_state import act, folder_of, prove, render
 from runtime.store.sessions import Proof, SessionHead
 
 if TYPE_CHECKING:
@@ -144,7 +139,7 @@ class Keeping:
         clock = Clock(self._limits)
         yield from take_place(clock.until("total"))
         endpoint = yield from locate(clock.left_s)
-        folder = _folder(endpoint)
+        folder = folder_of(endpoint)
         functions = tuple(wish.tools.functions.values()) if wish.tools else ()
         keys = keys_of(wish.messages, functions)
         seat = _only(endpoint, keys) or self._places.home(keys, endpoint)
@@ -154,15 +149,15 @@ class Keeping:
                 raise _moved()
             state = folder / f"{secrets.token_hex(8)}.state"
             try:
-                written = yield from self._act(held.slot, "save", state)
-                proof = yield from self._prove(body, held.slot)
+                written = yield from act(held.slot, "save", state, self._limits)
+                proof = yield from prove(body, held.slot, self._limits)
                 if not proof.reuses:  # it was not there: but now it is
-                    written = yield from self._act(held.slot, "save", state)
-                    proof = yield from self._prove(body, held.slot)
+                    written = yield from act(held.slot, "save", state, self._limits)
+                    proof = yield from prove(body, held.slot, self._limits)
                 if not proof.reuses:
                     raise _moved()
                 began = clock.elapsed_ms
-                yield from self._act(held.slot, "restore", state)
+                yield from act(held.slot, "restore", state, self._limits)
                 took_s = (clock.elapsed_ms - began) / 1000
                 head = SessionHead(
                     facts=dict(self._facts()),
@@ -240,7 +235,7 @@ class Keeping:
 
     def _restored(self, name: str | Path, head: SessionHead, endpoint: Endpoint) -> Flow[Session]:
         """Read a session into a slot of this engine, and prove it."""
-        folder = _folder(endpoint)
+        folder = folder_of(endpoint)
         refuse_other(head, self._facts())
         state = folder / f"{secrets.token_hex(8)}.state"
         clock = Clock(self._limits)
@@ -251,15 +246,15 @@ class Keeping:
             with self._held(seat, keys, endpoint) as held:
                 slot = seat.slot or 0
                 try:
-                    read = yield from self._act(slot, "restore", state)
+                    read = yield from act(slot, "restore", state, self._limits)
                 except LLMInvalidRequestError as exc:
                     raise _refused(exc) from exc
-                said = yield from self._prove(head.proof.body, slot)
+                said = yield from prove(head.proof.body, slot, self._limits)
                 if problem := unproven(head, read, said):
                     self._places.forget(seat)
-                    yield from self._act(slot, "erase", state)
+                    yield from act(slot, "erase", state, self._limits)
                     raise problem
-                yield from self._act(slot, "restore", state)
+                yield from act(slot, "restore", state, self._limits)
                 held.kept = True
         finally:
             state.unlink(missing_ok=True)
@@ -319,48 +314,15 @@ class Keeping:
                 return body
             try:
                 if held.slot is not None:  # only whether the template takes it
-                    yield from self._counted(body)
+                    yield from render(body, self._limits)
                 else:
-                    held.slot = (yield from self._prove(body, None)).slot
+                    held.slot = (yield from prove(body, None, self._limits)).slot
             except (LLMInvalidRequestError, ServerStatusError):
                 if number == len(tried):
                     raise
             else:
                 return body
         return body
-
-    def _counted(self, body: Mapping[str, Any]) -> Flow[None]:
-        _, found = yield from ask("/apply-template", body, self._limits)
-        if found is None:
-            raise _incapable("cannot apply its chat template")
-
-    def _prove(self, body: Mapping[str, Any], slot: int | None) -> Flow[Answered]:
-        where = {"verbose": True} if slot is None else {"id_slot": slot}
-        _, found = yield from ask(CHAT_PATH, {**body, **where}, self._limits)
-        return answered(found, slot)
-
-    def _act(self, slot: int, action: str, state: Path) -> Flow[dict[str, Any]]:
-        """Have the engine write, read or clear a slot."""
-        if action == "save":
-            require_room(state.parent, 1 << 20)
-        path = f"/slots/{slot}?action={action}"
-        try:
-            _, found = yield from ask(path, {"filename": state.name}, self._limits)
-        except ServerStatusError as exc:
-            if exc.status == 501:
-                raise _incapable("was started without a place for the state of slots") from exc
-            raise
-        if found is None:
-            raise _incapable("has no way to save the state of a slot")
-        if action == "save" and (
-            not state.is_file() or state.stat().st_size != int(found.get("n_written", -1))
-        ):
-            raise StorageError(
-                f"The engine could not write the state of a slot to {state.parent}.",
-                path=state.parent,
-                hint="Is the disk full?",
-            )
-        return found
 
 
 @dataclass(slots=True)
@@ -416,24 +378,6 @@ def _ms(told: Mapping[str, Any], name: str) -> float:
 def _only(endpoint: Endpoint, keys: Keys) -> Seat | None:
     """The one slot of an engine that has no more."""
     return Seat(0, endpoint.generation, keys) if endpoint.slots == 1 else None
-
-
-def _folder(endpoint: Endpoint) -> Path:
-    if endpoint.kind not in payload.LLAMA_CPP_KINDS:
-        raise LLMCapabilityError(
-            f"The engine {endpoint.kind} cannot save what it has computed of a conversation.",
-            hint="Use engine='xllamacpp' or 'llama-server'.",
-        )
-    if endpoint.slot_folder is None:
-        raise _incapable("was started without a place for the state of slots")
-    return endpoint.slot_folder
-
-
-def _incapable(why: str) -> LLMCapabilityError:
-    return LLMCapabilityError(
-        f"The engine {why}, so sessions cannot be saved or restored.",
-        hint="Sessions need a server that this client starts, of a recent llama.cpp.",
-    )
 
 
 def _refused(exc: LLMInvalidRequestError) -> SessionMismatchError:

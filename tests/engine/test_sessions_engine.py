@@ -289,7 +289,8 @@ def test_an_engine_that_was_killed_gets_the_conversation_back_from_its_session(
         messages = begun(client)
         client.save_session("talk", messages)
         asked = [*messages, say("user", "Go on.")]
-        undisturbed = client.chat(asked, params=GREEDY)
+        longer = replace(GREEDY, max_tokens=100)  # not over before it is killed
+        undisturbed = client.chat(asked, params=longer)
         assert undisturbed.raw
         assert "session" not in undisturbed.raw, "the engine has it"
 
@@ -301,7 +302,7 @@ def test_an_engine_that_was_killed_gets_the_conversation_back_from_its_session(
         pace = client._backend.pace
         pace.learn(tokens=1000, seconds=100.0)
         last = None
-        for number, event in enumerate(client.stream_chat(asked, params=GREEDY)):
+        for number, event in enumerate(client.stream_chat(asked, params=longer)):
             last = event.response
             if number == 3:
                 kill()
@@ -311,20 +312,20 @@ def test_an_engine_that_was_killed_gets_the_conversation_back_from_its_session(
         assert raw["recovery"]["exact"]
         assert raw["session"]["tokens"] == raw["cache"]["reused"]
         kill()
-        between: Any = client.chat(asked, params=GREEDY)
+        between: Any = client.chat(asked, params=longer)
         assert between.text == undisturbed.text
         assert between.raw["session"]["tokens"] == between.raw["cache"]["reused"]
 
         for _ in range(40):
             pace.learn(tokens=1000, seconds=1e-6)
         kill()
-        computed: Any = client.chat(asked, params=GREEDY)
+        computed: Any = client.chat(asked, params=longer)
         assert computed.text == undisturbed.text
         assert "session" not in computed.raw, "computing it is faster"
         pace.learn(tokens=1000, seconds=100.0)
         SessionStore().path_of("talk").unlink()
         kill()
-        without: Any = client.chat(asked, params=GREEDY)
+        without: Any = client.chat(asked, params=longer)
         assert without.text == undisturbed.text
         assert "session" not in without.raw, "its file is gone"
 

@@ -32,6 +32,7 @@ from runtime.gateway.dialect import FOREVER, InvalidFieldError, keep_alive
 from runtime.gateway.health import health_of
 from runtime.gateway.models import Standing
 from runtime.gateway.statuses import headers_of, is_fault
+from runtime.inference.scores import ScoredDelta
 
 if TYPE_CHECKING:
     from runtime.gateway.dialect import Call
@@ -383,3 +384,23 @@ def test_what_is_written_in_one_turn_leaves_together() -> None:
         return recorder.done
 
     assert asyncio.run(turns()) == [b"head piece", b"last", "closed"]
+
+
+@pytest.mark.parametrize("rivals", [0, 1])
+def test_probabilities_come_with_their_pieces_and_rivals_when_asked_for(rivals: int) -> None:
+    call = chat(logprobs=True, top_logprobs=rivals, stream=True)
+    assert call.request.provider_options["top_logprobs"] == 1, "the engine tells 20 by default"
+    tokens = [
+        {"token": token, "logprob": -1.0, "bytes": [n], "top_logprobs": [{"token": "?"}]}
+        for n, token in enumerate(["a", "b", "<end>"])
+    ]
+    expected = [{**each, "top_logprobs": each["top_logprobs"] if rivals else []} for each in tokens]
+    whole = response(raw_output={"choices": [{"logprobs": {"content": tokens}}]})
+    encoder = openai.encoder(call)
+    data = encoder.begin("m") + encoder.piece(LLMDelta(text_delta="plain"))
+    data += encoder.piece(ScoredDelta(text_delta="ab", logprobs=tuple(tokens[:2])))
+    *chunks, _ = events(data + encoder.end(whole))
+    told = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    assert told[:2] == [None, None]
+    assert [each["content"] for each in told[2:]] == [expected[:2], expected[2:]]
+    assert openai.answer(whole, call)["choices"][0]["logprobs"]["content"] == expected  # type: ignore[index]
