@@ -82,6 +82,11 @@ class Gateway:
         pid: int = found["snapshot"]["pid"]
         return pid
 
+    def under_way(self) -> int:
+        """Requests at work or in line, at all models."""
+        queues = [each["queue"] for each in self.get("/snapshot").body["models"]]
+        return sum(queue["running"] + queue["waiting"] for queue in queues if queue)
+
 
 def _answer(status: int, headers: Message, data: bytes) -> Answer:
     text = data.decode()

@@ -15,19 +15,20 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.engine
 
-BARE = "import sys; print(flush=True); sys.stdin.read()"
+BARE = "import sys; print('ready', flush=True); sys.stdin.read()"
 WORKING = """
 import sys
 from runtime import LlamaClient, LLMChatParams
 schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}}
 with LlamaClient(sys.argv[1], use_gateway=False, threads=1, ctx_size=512) as client:
-    shaped = LLMChatParams(max_tokens=32, response_schema=schema)
+    cut = {"on_truncation": "keep"}
+    shaped = LLMChatParams(max_tokens=32, response_schema=schema, provider_options=cut)
     for params in (LLMChatParams(max_tokens=2), shaped):
         for _ in range(20):
             client.chat("hi", params=params)
             list(client.stream_chat("hi", params=params))
     client.embed(["hi"] * 20)
-    print(client.server.snapshot().keeper_pid, flush=True)
+    print("ready", client.server.snapshot().keeper_pid, flush=True)
     sys.stdin.read()
 """
 RESIDENT_LIMIT_BYTES = 60e6
@@ -51,8 +52,10 @@ def test_client_and_supervisor_take_less_than_60_mb_beyond_the_engine(
             text=True,
         ) as owner:
             assert owner.stdout
-            keepers = [int(word) for word in owner.stdout.readline().split()]
-            taken = [psutil.Process(pid).memory_full_info() for pid in (owner.pid, *keepers)]
+            ready, *keepers = owner.stdout.readline().split()
+            assert ready == "ready"
+            pids = (owner.pid, *map(int, keepers))
+            taken = [psutil.Process(pid).memory_full_info() for pid in pids]
             return sum(each.rss for each in taken), sum(each.pss for each in taken)
 
     (bare, bare_share), (whole, whole_share) = sizes(BARE), sizes(WORKING)

@@ -75,8 +75,9 @@ def test_requests_under_way_are_drained_then_cut_with_an_error(
         ThreadPoolExecutor(1) as pool,
     ):
         engine = gateway.engine_pid()
-        long, short = Talk(client, 8000), Talk(client, 60)
+        long, short = Talk(client, 8000), Talk(client, 400)
         waiting = pool.submit(_refused, client)  # in line behind the two, or behind the long one
+        wait_until("all are here", lambda: gateway.under_way() + (short.reason is not None) >= 3)
         gateway.process.send_signal(signal.SIGTERM)
         short.thread.join(10)
         assert (short.error, short.reason) == (None, "length")

@@ -56,12 +56,6 @@ def states(gateway: Gateway) -> dict[str, str]:
     return found
 
 
-def running(gateway: Gateway) -> int:
-    """Requests at work or in line, at all models."""
-    queues = [each["queue"] for each in gateway.get("/snapshot").body["models"]]
-    return sum(queue["running"] + queue["waiting"] for queue in queues if queue)
-
-
 # --- other endpoints ----------------------------------------------------------------------------
 
 
@@ -167,9 +161,9 @@ def seconds_until_free(gateway: Gateway) -> float:
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
         )
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
-        assert running(gateway) == 1
+        assert gateway.under_way() == 1
     left_at = time.monotonic()
-    wait_until("the slot is free", lambda: running(gateway) == 0, timeout_s=2)
+    wait_until("the slot is free", lambda: gateway.under_way() == 0, timeout_s=2)
     return time.monotonic() - left_at
 
 
@@ -192,7 +186,7 @@ def test_64_clients_on_4_slots_without_an_error(gateway: Gateway) -> None:
     with ThreadPoolExecutor(64) as pool:
         counts = list(pool.map(ask, range(64)))
     assert len(counts) == 64
-    assert running(gateway) == 0
+    assert gateway.under_way() == 0
 
 
 def test_streams_outlive_their_engine_and_health_answers_meanwhile(
