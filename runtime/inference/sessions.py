@@ -124,7 +124,7 @@ class Keeping:
         self._store = store
         self._limits = limits
         self._facts = facts
-        self._kept: dict[Keys, _Kept] = {}
+        self._kept: dict[str | Path, _Kept] = {}
 
     def save(self, name: str | Path, wish: Wish) -> Flow[Session]:
         """Write down what the engine has computed of a conversation.
@@ -210,9 +210,12 @@ class Keeping:
             The session and the seconds that it took; None where there is none, the engine has had
             it already, its slots are not known to be free, or computing it takes no longer.
         """
+        known = [*self._kept.values()]  # another thread may save one meanwhile
+        if all(kept.generation == endpoint.generation for kept in known):
+            return None
         functions = tuple(wish.tools.functions.values()) if wish.tools else ()
         keys = keys_of(wish.messages, functions)
-        found = [kept for kept in self._kept.values() if kept.keys == keys[: len(kept.keys)]]
+        found = [kept for kept in known if kept.keys == keys[: len(kept.keys)]]
         kept = max(found, key=lambda each: len(each.keys), default=None)
         if kept is None or kept.generation == endpoint.generation:
             return None
@@ -220,7 +223,7 @@ class Keeping:
         if (computing_s and computing_s <= kept.restore_s) or not self._places.known(endpoint):
             return None
         # Before anything is waited for: another request of this conversation need not do it, too.
-        self._kept[kept.keys] = replace(kept, generation=endpoint.generation)
+        self._kept[kept.name] = replace(kept, generation=endpoint.generation)
         clock = Clock(self._limits)
         try:
             head = self._store.head(kept.name)
@@ -229,7 +232,7 @@ class Keeping:
             session = yield from self._restored(kept.name, head, endpoint)
         except LLMError as exc:
             log.warning("The session %s was not brought back: %s", kept.name, exc)
-            self._kept.pop(kept.keys, None)
+            self._kept.pop(kept.name, None)
             return None
         return session, clock.elapsed_ms / 1000
 
@@ -272,7 +275,7 @@ class Keeping:
         restore_s: float,
     ) -> None:
         """Remember where a conversation's state is, for an engine that has lost it."""
-        self._kept[keys] = _Kept(
+        self._kept[name] = _Kept(
             name=name,
             keys=keys,
             tokens=head.tokens,

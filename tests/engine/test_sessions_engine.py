@@ -311,10 +311,15 @@ def test_an_engine_that_was_killed_gets_the_conversation_back_from_its_session(
         assert last.text == undisturbed.text
         assert raw["recovery"]["exact"]
         assert raw["session"]["tokens"] == raw["cache"]["reused"]
+
+        asked = [*asked, say("assistant", last.text)]
+        saved = client.save_session("talk", asked)  # what was saved before is no more
+        asked.append(say("user", "And then?"))
+        undisturbed = client.chat(asked, params=longer)
         kill()
         between: Any = client.chat(asked, params=longer)
         assert between.text == undisturbed.text
-        assert between.raw["session"]["tokens"] == between.raw["cache"]["reused"]
+        assert between.raw["session"]["tokens"] == between.raw["cache"]["reused"] == saved.tokens
 
         for _ in range(40):
             pace.learn(tokens=1000, seconds=1e-6)
