@@ -241,6 +241,17 @@ def test_a_quantized_value_cache_needs_flash_attention() -> None:
     plan_memory(model(), slot_ctx=1024, cache_type_v="q8_0", flash_attn="auto")
 
 
+def test_ngram_mod_has_one_table_for_all_slots_of_each_engine() -> None:
+    def needed(**settings: Any) -> int:
+        return plan(request(parallel=4, draft=smollm2(), **settings)).host_bytes
+
+    table = needed(speculation="ngram-mod") - needed(speculation="off")
+    assert table == 16 * MIB
+    assert needed(speculation="ngram-simple") == needed(speculation="off")
+    both = needed(speculation="ngram-mod", standby=True) - needed(speculation="off", standby=True)
+    assert both == 2 * table
+
+
 def test_doubts_about_the_architecture_reach_the_plan() -> None:
     assert plan(request(model("brand-new"))).uncertain
 
