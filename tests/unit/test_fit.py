@@ -44,7 +44,6 @@ def ram(available: int, total: int | None = None) -> Memory:
         total_bytes=total or available,
         available_bytes=available,
         limit_bytes=None,
-        limit_used_bytes=None,
         effective_total_bytes=total or available,
         effective_available_bytes=available,
         why="this machine's memory",
@@ -320,14 +319,6 @@ def test_where_nothing_fits_a_smaller_model_is_named() -> None:
     assert "use a smaller model or quantization" in (caught.value.hint or "")
 
 
-def test_a_full_gpu_is_refused() -> None:
-    made = plan(request(gpu_layers=ALL_LAYERS))
-
-    check_fits(made, ram(16 * GIB), gpu_free_bytes=made.gpu_bytes)
-    with pytest.raises(ModelTooLargeError, match="GPU memory"):
-        check_fits(made, ram(16 * GIB), gpu_free_bytes=made.gpu_bytes - 1)
-
-
 # --- sizes chosen by themselves -----------------------------------------------------------------
 
 
@@ -343,8 +334,8 @@ def test_a_margin_is_left_free() -> None:
 
     sizes = fit_sizes(request(), memory, ctx_size="auto", parallel=4)
 
-    assert sizes.margin_bytes == margin_bytes(memory) == 9 * GIB // 10
-    room = 9 * GIB - sizes.margin_bytes
+    assert margin_bytes(memory) == 9 * GIB // 10
+    room = 9 * GIB - margin_bytes(memory)
     assert sizes.plan.host_bytes <= room
     assert plan(replace(request(parallel=4), slot_ctx=sizes.slot_ctx + 256)).host_bytes > room
     assert "the most that fits" in sizes.why
