@@ -7,10 +7,11 @@ failure without reading its message.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -20,6 +21,7 @@ def _rebuild(kind: type[LLMError], args: tuple[object, ...], facts: dict[str, ob
     return error
 
 
+@dataclass(eq=False, repr=False)
 class LLMError(Exception):
     """Base of every error this runtime raises on purpose.
 
@@ -28,10 +30,11 @@ class LLMError(Exception):
         hint: The one thing to do next, or None when there is nothing to do.
     """
 
-    def __init__(self, message: str = "", *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+    message: str = ""
+    hint: str | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.message)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors with keyword-only facts would not survive the way between processes otherwise.
@@ -57,6 +60,7 @@ class LLMProviderError(LLMError):
     """The engine side failed: crash, failed start, timeout, broken connection, 5xx."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class LLMBadResponseError(LLMError):
     """The answer is empty, malformed, violates its schema, or was cut off.
 
@@ -64,11 +68,7 @@ class LLMBadResponseError(LLMError):
         partial_text: What had arrived, or None when nothing did.
     """
 
-    def __init__(
-        self, message: str = "", *, hint: str | None = None, partial_text: str | None = None
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.partial_text = partial_text
+    partial_text: str | None = None
 
 
 class LLMCapabilityError(LLMError):
@@ -82,6 +82,7 @@ class ConfigError(LLMInvalidRequestError):
     """A setting is unknown or has a value that cannot work."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ModelNotFoundError(LLMInvalidRequestError):
     """No model answers to this reference.
 
@@ -90,19 +91,11 @@ class ModelNotFoundError(LLMInvalidRequestError):
         nearest: Known names that look alike, best first.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        reference: str,
-        nearest: Sequence[str] = (),
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.reference = reference
-        self.nearest = tuple(nearest)
+    reference: str
+    nearest: tuple[str, ...] = ()
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ModelFormatError(LLMInvalidRequestError):
     """A file is not a GGUF model that can be read.
 
@@ -111,19 +104,11 @@ class ModelFormatError(LLMInvalidRequestError):
         offset: The byte at which reading failed, when it is known.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        path: Path | None = None,
-        offset: int | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.path = path
-        self.offset = offset
+    path: Path | None = None
+    offset: int | None = None
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ModelTooLargeError(LLMInvalidRequestError):
     """Model and context need more memory than there is.
 
@@ -132,14 +117,11 @@ class ModelTooLargeError(LLMInvalidRequestError):
         available_bytes: What this machine (or its cgroup) has.
     """
 
-    def __init__(
-        self, message: str, *, needed_bytes: int, available_bytes: int, hint: str | None = None
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.needed_bytes = needed_bytes
-        self.available_bytes = available_bytes
+    needed_bytes: int
+    available_bytes: int
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class NoModelFitsError(LLMInvalidRequestError):
     """None of a router's models fits what a request wants.
 
@@ -147,13 +129,10 @@ class NoModelFitsError(LLMInvalidRequestError):
         excluded: For each model the reason why not.
     """
 
-    def __init__(
-        self, message: str, *, excluded: Mapping[str, str], hint: str | None = None
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.excluded = dict(excluded)
+    excluded: Mapping[str, str]
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class UnenforceableSchemaError(LLMInvalidRequestError):
     """A schema is to be enforced strictly while decoding, and cannot be.
 
@@ -162,17 +141,10 @@ class UnenforceableSchemaError(LLMInvalidRequestError):
             it is the whole, or no single keyword.
     """
 
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        places: Sequence[tuple[str, str]] = (),
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.places = tuple(places)
+    places: tuple[tuple[str, str], ...] = ()
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ContextOverflowError(LLMInvalidRequestError):
     """The prompt does not fit the context of one request.
 
@@ -181,19 +153,11 @@ class ContextOverflowError(LLMInvalidRequestError):
         context_tokens: Tokens one request may hold, or None when the engine did not say.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        prompt_tokens: int | None,
-        context_tokens: int | None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.prompt_tokens = prompt_tokens
-        self.context_tokens = context_tokens
+    prompt_tokens: int | None
+    context_tokens: int | None
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class SessionNotFoundError(LLMInvalidRequestError):
     """There is no session of that name.
 
@@ -201,11 +165,10 @@ class SessionNotFoundError(LLMInvalidRequestError):
         path: Where it would be.
     """
 
-    def __init__(self, message: str, *, path: Path, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.path = path
+    path: Path
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class SessionMismatchError(LLMInvalidRequestError):
     """A saved session is not of this model, engine or context, or did not prove to be.
 
@@ -213,15 +176,7 @@ class SessionMismatchError(LLMInvalidRequestError):
         differences: What differs, by name: how it was saved, and how it is here.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        differences: Mapping[str, tuple[str, str]],
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.differences = dict(differences)
+    differences: Mapping[str, tuple[str, str]]
 
 
 class TextTooLongError(ContextOverflowError):
@@ -252,6 +207,7 @@ class TextTooLongError(ContextOverflowError):
 # --- rate limits ------------------------------------------------------------------------------
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class TooManyRequestsError(LLMRateLimitError):
     """The server answered 429.
 
@@ -259,13 +215,10 @@ class TooManyRequestsError(LLMRateLimitError):
         retry_after_s: Seconds the server asks to wait, or None when it did not say.
     """
 
-    def __init__(
-        self, message: str, *, retry_after_s: float | None = None, hint: str | None = None
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.retry_after_s = retry_after_s
+    retry_after_s: float | None = None
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class QueueFullError(LLMRateLimitError):
     """Every slot is busy, and as many requests wait as may.
 
@@ -277,26 +230,16 @@ class QueueFullError(LLMRateLimitError):
             took so far; None when none has ended yet.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        waiting: int,
-        running: int,
-        max_queue: int,
-        retry_after_s: float | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.waiting = waiting
-        self.running = running
-        self.max_queue = max_queue
-        self.retry_after_s = retry_after_s
+    waiting: int
+    running: int
+    max_queue: int
+    retry_after_s: float | None = None
 
 
 # --- provider failures ------------------------------------------------------------------------
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ServerStatusError(LLMProviderError):
     """The server answered with an HTTP status that says the failure is on its side.
 
@@ -304,11 +247,10 @@ class ServerStatusError(LLMProviderError):
         status: The HTTP status.
     """
 
-    def __init__(self, message: str, *, status: int, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.status = status
+    status: int
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class EngineNotInstalledError(LLMProviderError):
     """The engine that was named is not on this machine.
 
@@ -316,11 +258,10 @@ class EngineNotInstalledError(LLMProviderError):
         engine: The engine's kind.
     """
 
-    def __init__(self, message: str, *, engine: str, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.engine = engine
+    engine: str
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class EngineStartError(LLMProviderError):
     """The engine did not come up.
 
@@ -333,25 +274,14 @@ class EngineStartError(LLMProviderError):
         log_path: The file with the whole output, when there is one.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        diagnosis: str = "unknown",
-        exit_code: int | None = None,
-        signal: str | None = None,
-        log_tail: Sequence[str] = (),
-        log_path: Path | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.diagnosis = diagnosis
-        self.exit_code = exit_code
-        self.signal = signal
-        self.log_tail = tuple(log_tail)
-        self.log_path = log_path
+    diagnosis: str = "unknown"
+    exit_code: int | None = None
+    signal: str | None = None
+    log_tail: tuple[str, ...] = ()
+    log_path: Path | None = None
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class EngineNotRunningError(LLMProviderError):
     """The managed server is stopped or failed, so nothing can answer.
 
@@ -359,11 +289,10 @@ class EngineNotRunningError(LLMProviderError):
         state: The server's state when the request came.
     """
 
-    def __init__(self, message: str, *, state: str, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.state = state
+    state: str
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class RequestTimeoutError(LLMProviderError):
     """A deadline passed.
 
@@ -375,23 +304,13 @@ class RequestTimeoutError(LLMProviderError):
         doing: What the engine was doing, as far as that is known, or None.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        phase: str,
-        after_s: float,
-        partial_text: str | None = None,
-        doing: str | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.phase = phase
-        self.after_s = after_s
-        self.partial_text = partial_text
-        self.doing = doing
+    phase: str
+    after_s: float
+    partial_text: str | None = None
+    doing: str | None = None
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class QueueTimeoutError(RequestTimeoutError):
     """The total deadline passed while the request waited for a slot; its phase is ``"queue"``.
 
@@ -399,19 +318,11 @@ class QueueTimeoutError(RequestTimeoutError):
         ahead: Requests that were still in line before it.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        after_s: float,
-        ahead: int,
-        doing: str | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, phase="queue", after_s=after_s, doing=doing, hint=hint)
-        self.ahead = ahead
+    phase: str = field(default="queue", init=False)
+    ahead: int
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ConnectionLostError(LLMProviderError):
     """The connection broke or was refused before the answer was complete.
 
@@ -419,36 +330,28 @@ class ConnectionLostError(LLMProviderError):
         partial_text: What had arrived, or None.
     """
 
-    def __init__(
-        self, message: str, *, partial_text: str | None = None, hint: str | None = None
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.partial_text = partial_text
+    partial_text: str | None = None
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class CrashingRequestError(LLMProviderError):
     """A request is given up because the engine died of it, each time it was asked.
 
     Attributes:
-        crashes: How often.
         endings: How the process ended each time (``"SIGSEGV"``), oldest first.
         partial_text: What had arrived, or None.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        endings: Sequence[str],
-        partial_text: str | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.endings = tuple(endings)
-        self.crashes = len(self.endings)
-        self.partial_text = partial_text
+    endings: tuple[str, ...]
+    partial_text: str | None = None
+
+    @property
+    def crashes(self) -> int:
+        """How often it died."""
+        return len(self.endings)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class DownloadError(LLMProviderError):
     """A model could not be fetched.
 
@@ -457,19 +360,11 @@ class DownloadError(LLMProviderError):
         status: The HTTP status, when one was the reason.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        source: str | None = None,
-        status: int | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.source = source
-        self.status = status
+    source: str | None = None
+    status: int | None = None
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class StorageError(LLMProviderError):
     """The disk refused: not writable, full, or a file that vanished.
 
@@ -479,19 +374,9 @@ class StorageError(LLMProviderError):
         available_bytes: Room that there is, likewise.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        path: Path | None = None,
-        needed_bytes: int | None = None,
-        available_bytes: int | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.path = path
-        self.needed_bytes = needed_bytes
-        self.available_bytes = available_bytes
+    path: Path | None = None
+    needed_bytes: int | None = None
+    available_bytes: int | None = None
 
 
 # --- bad responses ----------------------------------------------------------------------------
@@ -501,6 +386,7 @@ class CutOffError(LLMBadResponseError):
     """The token budget ended an answer in the middle of something that must be whole."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class SchemaViolationError(LLMBadResponseError):
     """An answer is not what its JSON Schema asks for.
 
@@ -510,20 +396,9 @@ class SchemaViolationError(LLMBadResponseError):
         repeated_key: The key that occurs twice in one object, if that is what is wrong.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        pointer: str,
-        reason: str,
-        repeated_key: str | None = None,
-        partial_text: str | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint, partial_text=partial_text)
-        self.pointer = pointer
-        self.reason = reason
-        self.repeated_key = repeated_key
+    pointer: str
+    reason: str
+    repeated_key: str | None = None
 
 
 class UnclosableAnswerError(CutOffError):
@@ -534,6 +409,7 @@ class UnreadableAnswerError(LLMBadResponseError):
     """The server could not read what its model wrote in the form of the model's chat template."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class IntegrityError(LLMBadResponseError):
     """A file's SHA-256 is not the expected one.
 
@@ -543,10 +419,6 @@ class IntegrityError(LLMBadResponseError):
         actual: The digest that was found, hexadecimal.
     """
 
-    def __init__(
-        self, message: str, *, path: Path, expected: str, actual: str, hint: str | None = None
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.path = path
-        self.expected = expected
-        self.actual = actual
+    path: Path
+    expected: str
+    actual: str

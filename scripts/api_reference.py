@@ -85,7 +85,7 @@ def _entry(name: str, value: object) -> str:
         lines.append("")
     elif attributes := _attributes(value):
         lines += [f"- `{name}`: {text}" for name, text in attributes] + [""]
-    elif dataclasses.is_dataclass(value):
+    elif dataclasses.is_dataclass(value) and not _is_error(value):  # it has its bases' facts, too
         lines += [f"- `{each.name}`: `{each.type}`" for each in dataclasses.fields(value)] + [""]
     elif issubclass(value, Enum):
         lines += [f"- `{each.name}` = `{each.value!r}`" for each in value] + [""]

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
     from prompt_toolkit.completion import CompleteEvent
     from prompt_toolkit.history import History
-    from prompt_toolkit.input import Input
     from prompt_toolkit.key_binding.key_processor import KeyPressEvent
-    from prompt_toolkit.output import Output
 
 
 class Lines(Protocol):
@@ -58,8 +56,6 @@ class Editor:
     Args:
         history: What was typed before.
         words: What may follow each command, by its name; None for the name of a file.
-        source: Where keys come from; None for the terminal.
-        output: Where it is drawn; None for the terminal.
     """
 
     def __init__(
@@ -67,8 +63,6 @@ class Editor:
         *,
         history: History | None = None,
         words: Mapping[str, Callable[[], list[str]] | None],
-        source: Input | None = None,
-        output: Output | None = None,
     ) -> None:
         self._session: PromptSession[str] = PromptSession(
             "> ",
@@ -79,8 +73,7 @@ class Editor:
             completer=CommandCompleter(words),
             complete_while_typing=False,
             key_bindings=_keys(),
-            input=source,
-            output=output or create_output(always_prefer_tty=True),
+            output=create_output(always_prefer_tty=True),
         )
 
     def read(self) -> str | None:

@@ -11,8 +11,6 @@ from runtime.cli import output
 from runtime.errors import LLMCapabilityError, LLMError, LLMInvalidRequestError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from runtime.cli.asking import Backend, Sampling
     from runtime.cli.conversation import Conversation
     from runtime.client.sync import LlamaClient
@@ -82,12 +80,7 @@ class Chat:
         self._load(self._backend)
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._running.close()
 
     @property
@@ -154,12 +147,10 @@ class Chat:
         return model
 
     def _load(self, backend: Backend) -> None:
-        began_s = time.monotonic()
         if not backend.base_url:
             output.note(f"Loading {backend.model} ...")
         self._client = self._running.enter_context(backend.open())
         self._backend = backend
-        self.load_s = time.monotonic() - began_s
 
     def _unload(self) -> None:
         self._client = None

@@ -154,10 +154,17 @@ def tune(
 def _measured(tuning: Tuning, budget_s: float) -> tuple[KeptProfile, Outcome]:
     """Measure, and show how it goes."""
     plan = tuning.plan
+    count = len(tuning.candidates)
     output.note(
-        f"Tuning {tuning.model.name} on {plan.choice.engine.kind} for about {budget_s / 60:.1f} "
-        f"min: {len(tuning.candidates)} candidates, up to {tuning.most_engines} engines at once."
+        f"Tuning {tuning.model.name} on {plan.choice.engine.kind} for {budget_s / 60:.1f} min at "
+        f"most: {count} candidate{'s' if count != 1 else ''}, up to {tuning.most_engines} engines "
+        "at once."
     )
+    if tuning.withheld:
+        output.note(
+            f"Not tried, for with them some answers would be others: {', '.join(tuning.withheld)}. "
+            "`--allow-changes` tries them too."
+        )
     if not output.err.is_terminal:
         return measure(tuning, budget_s=budget_s, on_progress=_plain())
     with Live(console=output.err, transient=True, auto_refresh=False) as live:

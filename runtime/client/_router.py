@@ -12,7 +12,6 @@ from runtime.client._speeds import from_answer
 from runtime.contracts import LLMRequest, LLMStreamEvent, TaskPriority
 from runtime.errors import LLMError, LLMInvalidRequestError, NoModelFitsError
 from runtime.inference import discovery
-from runtime.inference.queueing import DEFAULT_MAX_QUEUE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -55,7 +54,7 @@ class Router:
         profile: TaskProfile,
         budget_bytes: int,
         timeout_s: float,
-        max_queue: int = DEFAULT_MAX_QUEUE,
+        max_queue: int,
     ) -> None:
         self._models = models
         self._pool = pool

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.engines.base import INSPECTION_TIMEOUT_S, Device, EngineInfo
-from runtime.engines.commands import llama_cpp_python_command, nonce_name
+from runtime.engines.commands.llama_cpp_python import llama_cpp_python_command, nonce_name
 from runtime.engines.inspection import ask
 from runtime.engines.output import read_log_line
 

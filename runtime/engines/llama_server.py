@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.engines.base import INSPECTION_TIMEOUT_S, EngineInfo
-from runtime.engines.commands import llama_server_command
+from runtime.engines.commands.llama_server import llama_server_command
 from runtime.engines.inspection import ask
 from runtime.engines.output import help_flags, listed_devices, read_log_line
 from runtime.errors import EngineNotInstalledError

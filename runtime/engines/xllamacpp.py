@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.engines.base import INSPECTION_TIMEOUT_S, EngineInfo
-from runtime.engines.commands import xllamacpp_command
+from runtime.engines.commands.xllamacpp import xllamacpp_command
 from runtime.engines.inspection import ask
 from runtime.engines.output import HOST_MARK, devices_from, read_host_line
 

@@ -18,20 +18,16 @@ class CpuBudget:
 
     Attributes:
         physical_cores: Cores of the machine.
-        performance_cores: Its fast cores where it has two kinds, else None.
         logical_cpus: Hardware threads of the machine.
         affinity: Hardware threads this process may run on.
-        affinity_cores: Cores that those threads belong to, slow cores left out.
         quota: CPUs' worth of time that the control groups allow, or None for no limit.
         threads: Threads to compute with: the least of all these, at least 1.
         why: Which of them decided, one sentence.
     """
 
     physical_cores: int
-    performance_cores: int | None
     logical_cpus: int
     affinity: int
-    affinity_cores: int
     quota: float | None
     threads: int
     why: str
@@ -110,10 +106,8 @@ def _decide(
         why = f"the control group's CPU quota is worth {quota:g} of {physical} cores"
     return CpuBudget(
         physical_cores=physical,
-        performance_cores=performance,
         logical_cpus=logical,
         affinity=affinity,
-        affinity_cores=affinity_cores,
         quota=quota,
         threads=max(1, threads),
         why=why,

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 from runtime.hardware.gpu_reports import (
     NVIDIA_SMI_FIELDS,
     Gpu,
-    Vendor,
     read_amd_smi,
     read_nvidia_smi,
     read_rocm_smi,
@@ -79,12 +78,12 @@ def gpus(
     if platform == "darwin":
         if profiler := tool("system_profiler"):
             answer = ask(profiler, "-json", "SPDisplaysDataType")
-            found += _report("system_profiler", "other", answer, read_system_profiler)
+            found += _report("system_profiler", "GPU", answer, read_system_profiler)
         return tuple(found)
     if smi := tool("nvidia-smi"):
         fields = ",".join(NVIDIA_SMI_FIELDS)
         answer = ask(smi, f"--query-gpu={fields}", "--format=csv,noheader,nounits")
-        found += _report("nvidia-smi", "nvidia", answer, read_nvidia_smi)
+        found += _report("nvidia-smi", "NVIDIA GPU", answer, read_nvidia_smi)
     found += _amd(tool, ask)
     if not any(gpu.usable for gpu in found) and (vulkan := tool("vulkaninfo")):
         # Only it knows Intel's, and a GPU whose own tool fails may still work with Vulkan.
@@ -97,20 +96,18 @@ def _amd(tool: Callable[[str], str | None], ask: Callable[..., _Answer]) -> tupl
     """By amd-smi, or by the older rocm-smi where there is none or it fails."""
     found: tuple[Gpu, ...] = ()
     if smi := tool("amd-smi"):
-        static = ask(smi, "static", "--asic", "--vram", "--driver", "--json")
+        static = ask(smi, "static", "--asic", "--vram", "--json")
         usage = ask(smi, "metric", "--mem-usage", "--json") if static.problem is None else static
-        found = _report("amd-smi", "amd", static, lambda text: read_amd_smi(text, usage.output))
+        found = _report("amd-smi", "AMD GPU", static, lambda text: read_amd_smi(text, usage.output))
     if not any(gpu.usable for gpu in found) and (smi := tool("rocm-smi")):
-        answer = ask(
-            smi, "--showproductname", "--showmeminfo", "vram", "--showdriverversion", "--json"
-        )
-        older = _report("rocm-smi", "amd", answer, read_rocm_smi)
+        answer = ask(smi, "--showproductname", "--showmeminfo", "vram", "--json")
+        older = _report("rocm-smi", "AMD GPU", answer, read_rocm_smi)
         found = older if any(gpu.usable for gpu in older) else found or older
     return found
 
 
 def _report(
-    source: str, vendor: Vendor, answer: _Answer, read: Callable[[str], tuple[Gpu, ...]]
+    source: str, name: str, answer: _Answer, read: Callable[[str], tuple[Gpu, ...]]
 ) -> tuple[Gpu, ...]:
     """The GPUs in a tool's answer, or one that stands for the tool's failure."""
     problem = answer.problem
@@ -123,8 +120,7 @@ def _report(
             if found:
                 return found
             problem = "it lists none"
-    name = {"nvidia": "NVIDIA GPU", "amd": "AMD GPU"}.get(vendor, "GPU")
-    return (Gpu(vendor=vendor, name=name, source=source, problem=f"{source}: {problem}"),)
+    return (Gpu(name=name, source=source, problem=f"{source}: {problem}"),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,18 +6,9 @@ import csv
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, Final, Literal
-
-Vendor = Literal["nvidia", "amd", "apple", "intel", "other"]
+from typing import Any, Final
 
 _MIB: Final = 1 << 20
-_PCI_VENDORS: Final[dict[int, Vendor]] = {
-    0x10DE: "nvidia",
-    0x1002: "amd",
-    0x8086: "intel",
-    0x106B: "apple",
-}
-_SHARED_MEMORY_BYTES: Final = 2 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,26 +16,16 @@ class Gpu:
     """A graphics processor as its vendor's tool reports it.
 
     Attributes:
-        vendor: Who made it.
         name: Its name.
         source: The tool that reported it.
-        index: Its number in that tool.
-        memory_total_bytes: Its own memory; None where the tool does not say.
-        memory_free_bytes: What is free of it; None where the tool does not say.
-        shares_main_memory: It has no memory to speak of but the machine's.
-        driver: Version of the driver.
+        memory_total_bytes: Its own memory; None where it has none or the tool does not say.
         problem: Why it cannot be used, or None. A tool that fails is reported as a GPU with a
             problem: it is there for a reason.
     """
 
-    vendor: Vendor
     name: str
     source: str
-    index: int = 0
     memory_total_bytes: int | None = None
-    memory_free_bytes: int | None = None
-    shares_main_memory: bool = False
-    driver: str | None = None
     problem: str | None = None
 
     @property
@@ -53,7 +34,7 @@ class Gpu:
         return self.problem is None
 
 
-NVIDIA_SMI_FIELDS: Final = ("index", "name", "memory.total", "memory.free", "driver_version")
+NVIDIA_SMI_FIELDS: Final = ("index", "name", "memory.total")
 
 
 def read_nvidia_smi(text: str) -> tuple[Gpu, ...]:
@@ -66,25 +47,20 @@ def read_nvidia_smi(text: str) -> tuple[Gpu, ...]:
     for row in csv.reader(text.splitlines(), skipinitialspace=True):
         if len(row) != len(NVIDIA_SMI_FIELDS) or not row[0].strip().isdigit():
             continue
-        index, name, total, free, driver = (cell.strip() for cell in row)
+        _, name, total = (cell.strip() for cell in row)
         trouble = next(
             (
                 cell.strip("[]")
-                for cell in (total, free, name)
+                for cell in (total, name)
                 if cell.startswith("[") and cell not in {"[N/A]", "[Not Supported]"}
             ),
             None,
         )
         found.append(
             Gpu(
-                vendor="nvidia",
                 name="NVIDIA GPU" if name.startswith("[") else name,
                 source="nvidia-smi",
-                index=int(index),
-                memory_total_bytes=_mebibytes(total),
-                memory_free_bytes=_mebibytes(free),
-                shares_main_memory=trouble is None and _mebibytes(total) is None,
-                driver=None if driver.startswith("[") else driver,
+                memory_total_bytes=int(total) * _MIB if total.isdigit() else None,
                 problem=f"nvidia-smi says: {trouble}" if trouble else None,
             )
         )
@@ -92,42 +68,32 @@ def read_nvidia_smi(text: str) -> tuple[Gpu, ...]:
 
 
 def read_rocm_smi(text: str) -> tuple[Gpu, ...]:
-    """``rocm-smi --showproductname --showmeminfo vram --showdriverversion --json``.
+    """``rocm-smi --showproductname --showmeminfo vram --json``.
 
     Raises:
         ValueError: It is no JSON object.
     """
-    report = _json_object(text)
-    system = report.get("system")
-    driver = _text(system.get("Driver version")) if isinstance(system, dict) else None
     found: list[Gpu] = []
-    for key, card in report.items():
-        number = re.fullmatch(r"card(\d+)", key)
-        if number is None or not isinstance(card, dict):
+    for key, card in _json_object(text).items():
+        if not re.fullmatch(r"card\d+", key) or not isinstance(card, dict):
             continue
-        total = _whole(card.get("VRAM Total Memory (B)"))
-        used = _whole(card.get("VRAM Total Used Memory (B)"))
+        total = str(card.get("VRAM Total Memory (B)"))
         names = ("Card Series", "Card series", "Device Name", "Card Model", "Card model")
         found.append(
             Gpu(
-                vendor="amd",
                 name=next((name for key in names if (name := _text(card.get(key)))), "AMD GPU"),
                 source="rocm-smi",
-                index=int(number[1]),
-                memory_total_bytes=total,
-                memory_free_bytes=None if total is None or used is None else max(0, total - used),
-                shares_main_memory=total is not None and total < _SHARED_MEMORY_BYTES,
-                driver=driver,
+                memory_total_bytes=int(total) if total.isdigit() else None,
             )
         )
     return tuple(found)
 
 
 def read_amd_smi(static: str, metric: str) -> tuple[Gpu, ...]:
-    """``amd-smi static --asic --vram --driver --json`` and ``amd-smi metric --mem-usage --json``.
+    """``amd-smi static --asic --vram --json`` and ``amd-smi metric --mem-usage --json``.
 
     Raises:
-        ValueError: ``static`` is no JSON. A ``metric`` that is none leaves free memory unknown.
+        ValueError: ``static`` is no JSON. Without a ``metric``, the size is that of ``static``.
     """
     try:
         usages = {entry.get("gpu"): entry.get("mem_usage") for entry in _amd_entries(metric)}
@@ -135,21 +101,14 @@ def read_amd_smi(static: str, metric: str) -> tuple[Gpu, ...]:
         usages = {}
     found: list[Gpu] = []
     for entry in _amd_entries(static):
-        index = entry.get("gpu")
-        asic, driver = _inner(entry, "asic"), _inner(entry, "driver")
-        usage = usages.get(index)
+        usage = usages.get(entry.get("gpu"))
         usage = usage if isinstance(usage, dict) else {}
         total = _amd_size(usage.get("total_vram")) or _amd_size(_inner(entry, "vram").get("size"))
         found.append(
             Gpu(
-                vendor="amd",
-                name=_text(asic.get("market_name")) or "AMD GPU",
+                name=_text(_inner(entry, "asic").get("market_name")) or "AMD GPU",
                 source="amd-smi",
-                index=index if isinstance(index, int) else len(found),
                 memory_total_bytes=total,
-                memory_free_bytes=_amd_size(usage.get("free_vram")),
-                shares_main_memory=total is not None and total < _SHARED_MEMORY_BYTES,
-                driver=_text(driver.get("version")) or _text(driver.get("driver_version")),
             )
         )
     return tuple(found)
@@ -167,17 +126,14 @@ def read_system_profiler(text: str) -> tuple[Gpu, ...]:
         if not isinstance(entry, dict):
             continue
         name = _text(entry.get("sppci_model")) or _text(entry.get("_name")) or "GPU"
-        vendor = _vendor(f"{entry.get('spdisplays_vendor', '')} {name}")
         metal = entry.get("spdisplays_mtlgpufamilysupport") or entry.get("spdisplays_metal")
-        shared = vendor == "apple" or "spdisplays_vram_shared" in entry
+        apple = "apple" in f"{entry.get('spdisplays_vendor', '')} {name}".lower()
+        shared = apple or "spdisplays_vram_shared" in entry
         found.append(
             Gpu(
-                vendor=vendor,
                 name=name,
                 source="system_profiler",
-                index=len(found),
                 memory_total_bytes=None if shared else _written_size(entry.get("spdisplays_vram")),
-                shares_main_memory=shared,
                 problem=None if metal else "it does not support Metal",
             )
         )
@@ -196,20 +152,8 @@ def read_vulkaninfo(text: str) -> tuple[Gpu, ...]:
         if kind not in {"DISCRETE_GPU", "INTEGRATED_GPU", "VIRTUAL_GPU"}:
             continue
         name = facts.get("deviceName", "GPU")
-        number = facts.get("vendorID", "")
-        known = int(number, 16) if re.fullmatch(r"0x[0-9a-fA-F]+", number) else 0
-        gpu = Gpu(
-            vendor=_PCI_VENDORS.get(known) or _vendor(name),
-            name=name,
-            source="vulkaninfo",
-            index=len(found),
-            shares_main_memory=kind == "INTEGRATED_GPU",
-            driver=" ".join(
-                part for part in (facts.get("driverName"), facts.get("driverInfo")) if part
-            )
-            or None,
-        )
         identity = (facts.get("vendorID", ""), facts.get("deviceID", ""), facts.get("deviceUUID"))
+        gpu = Gpu(name=name, source="vulkaninfo")
         found.setdefault(repr(identity) if identity[2] else name, gpu)
     return tuple(found.values())
 
@@ -247,14 +191,6 @@ def _amd_size(value: object) -> int | None:
     return None
 
 
-def _mebibytes(text: str) -> int | None:
-    return int(text) * _MIB if text.isdigit() else None
-
-
-def _whole(value: object) -> int | None:
-    return int(str(value)) if str(value).isdigit() else None
-
-
 def _text(value: object) -> str | None:
     return value.strip() if isinstance(value, str) and value.strip() not in {"", "N/A"} else None
 
@@ -262,17 +198,3 @@ def _text(value: object) -> str | None:
 def _written_size(value: object) -> int | None:
     match = re.fullmatch(r"(\d+) ([MG])B", str(value).strip())
     return int(match[1]) * (_MIB if match[2] == "M" else _MIB << 10) if match else None
-
-
-def _vendor(text: str) -> Vendor:
-    """The vendor that a name mentions."""
-    lowered = text.lower()
-    for words, vendor in (
-        (("apple",), "apple"),
-        (("nvidia", "geforce", "quadro", "tesla"), "nvidia"),
-        (("amd", "radeon", "0x1002"), "amd"),
-        (("intel", "iris"), "intel"),
-    ):
-        if any(word in lowered for word in words):
-            return vendor  # type: ignore[return-value]
-    return "other"

@@ -21,7 +21,6 @@ class Memory:
         total_bytes: Of the machine.
         available_bytes: What the machine could give without swapping.
         limit_bytes: The tightest limit of the control groups, or None.
-        limit_used_bytes: What that group uses already, file pages it could drop left out.
         effective_total_bytes: The least of the machine and the limits.
         effective_available_bytes: What a new process of ours could take.
         why: Which of them decided, one sentence.
@@ -30,7 +29,6 @@ class Memory:
     total_bytes: int
     available_bytes: int
     limit_bytes: int | None
-    limit_used_bytes: int | None
     effective_total_bytes: int
     effective_available_bytes: int
     why: str
@@ -57,20 +55,18 @@ def memory(root: Path = Path("/")) -> Memory:
             total_bytes=total,
             available_bytes=available,
             limit_bytes=None,
-            limit_used_bytes=None,
             effective_total_bytes=total,
             effective_available_bytes=available,
             why="this machine's memory, no control group limits it",
         )
-    tightest = min(limits)
+    tightest = min(limit for limit, _ in limits)
     left, limit = min((limit - used, limit) for limit, used in limits)
     left = max(0, left)
     return Memory(
         total_bytes=total,
         available_bytes=available,
-        limit_bytes=tightest[0],
-        limit_used_bytes=tightest[1],
-        effective_total_bytes=tightest[0],
+        limit_bytes=tightest,
+        effective_total_bytes=tightest,
         effective_available_bytes=min(left, available),
         why=f"a control group allows {limit / 2**30:.2f} GiB"
         if left < available

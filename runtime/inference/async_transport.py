@@ -31,7 +31,6 @@ from runtime.inference.failures import client_closed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from types import TracebackType
 
     from runtime.contracts import LLMDelta
     from runtime.engines.base import Endpoint
@@ -103,12 +102,7 @@ class Performance(Generic[T]):
             self._stack = self._stack.pop_all()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         with self._stack:
             await self._wire.close()
 

@@ -27,7 +27,7 @@ from runtime.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from runtime.inference.effects import HttpHead
 
@@ -182,7 +182,7 @@ def diverged(*, partial_text: str | None) -> ConnectionLostError:
     )
 
 
-def crashing_request(endings: Sequence[str], *, partial_text: str | None) -> CrashingRequestError:
+def crashing_request(endings: tuple[str, ...], *, partial_text: str | None) -> CrashingRequestError:
     """The error for a request of which the engine dies."""
     return CrashingRequestError(
         f"The engine died {len(endings)} times while it worked on this request "

@@ -165,6 +165,15 @@ class Reader:
         except ValueError as exc:
             raise BrokenTextError(position) from exc
 
+    def _follows(self, position: int, closing: str) -> tuple[str, int]:
+        """The mark after a complete element (none at the end of the text), and what it leads to."""
+        self.cuts.append(position)
+        position = self._blank(position)
+        mark = self._text[position : position + 1]
+        if mark not in {closing, ",", ""}:
+            raise BrokenTextError(position)
+        return mark, self._blank(position + 1) if mark == "," else position + len(mark)
+
     def _array(self, position: int) -> tuple[Seed, int]:
         items: list[Any] = []
         self.cuts.append(position)
@@ -176,16 +185,11 @@ class Reader:
             if not isinstance(child, Whole):
                 return OpenArray(items=tuple(items), child=child), position
             items.append(child.value)
-            self.cuts.append(position)
-            position = self._blank(position)
-            follows = self._text[position : position + 1]
-            if follows == "]":
-                return Whole(items), position + 1
-            if not follows:
+            mark, position = self._follows(position, "]")
+            if mark == "]":
+                return Whole(items), position
+            if not mark:
                 break
-            if follows != ",":
-                raise BrokenTextError(position)
-            position = self._blank(position + 1)
             if position >= len(self._text):
                 return OpenArray(items=tuple(items), child=Nothing()), position
         return OpenArray(items=tuple(items)), position
@@ -213,16 +217,11 @@ class Reader:
             if not isinstance(child, Whole):
                 return OpenObject(members=members, key=key, quote=COLON, child=child), position
             members[key] = child.value
-            self.cuts.append(position)
-            position = self._blank(position)
-            follows = self._text[position : position + 1]
-            if follows == "}":
-                return Whole(members), position + 1
-            if not follows:
+            mark, position = self._follows(position, "}")
+            if mark == "}":
+                return Whole(members), position
+            if not mark:
                 break
-            if follows != ",":
-                raise BrokenTextError(position)
-            position = self._blank(position + 1)
             if position >= len(self._text):
                 return OpenObject(members=members, key="", quote=DUE), position
         return OpenObject(members=members), position

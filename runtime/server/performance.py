@@ -114,6 +114,7 @@ class Performance:
                 "batch_size": self.batch_size.value,
                 "ubatch_size": self.ubatch_size.value,
                 "flash_attn": self.flash_attn.value,
+                "speculation": self.speculation.value.kind if self.speculation.value else "off",
             }
         )
 

@@ -28,14 +28,12 @@ class FittedSizes:
         slot_ctx: Tokens one request may hold.
         parallel: Slots.
         plan: What they take.
-        margin_bytes: Main memory that was left out of account.
         why: How they were chosen, one sentence.
     """
 
     slot_ctx: int
     parallel: int
     plan: MemoryPlan
-    margin_bytes: int
     why: str
 
 
@@ -109,9 +107,7 @@ def fit_sizes(
     made = plan(request)
     if "auto" in (ctx_size, parallel) and made.host_bytes > room:
         raise _too_large(made, room, f"{memory.why}; {free}")
-    return FittedSizes(
-        slot_ctx=request.slot_ctx, parallel=slots, plan=made, margin_bytes=margin, why=why
-    )
+    return FittedSizes(slot_ctx=request.slot_ctx, parallel=slots, plan=made, why=why)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,13 +139,8 @@ def elastic_limits(made: MemoryPlan, memory: Memory) -> ElasticLimits:
     )
 
 
-def check_fits(made: MemoryPlan, memory: Memory, *, gpu_free_bytes: int | None = None) -> None:
-    """Refuses a plan that needs more than there is.
-
-    Args:
-        made: The plan.
-        memory: Main memory.
-        gpu_free_bytes: Free memory of all GPUs; None when it is not known.
+def check_fits(made: MemoryPlan, memory: Memory) -> None:
+    """Refuses a plan that needs more main memory than there is.
 
     Raises:
         ModelTooLargeError: With what is needed, what there is, and the largest setting that fits.
@@ -157,14 +148,6 @@ def check_fits(made: MemoryPlan, memory: Memory, *, gpu_free_bytes: int | None =
     available = memory.effective_available_bytes
     if made.host_bytes > available:
         raise _too_large(made, available, memory.why)
-    if gpu_free_bytes is not None and made.gpu_bytes > gpu_free_bytes:
-        raise ModelTooLargeError(
-            f"{_name(made)} needs {_gib(made.gpu_bytes)} of GPU memory, and "
-            f"{_gib(gpu_free_bytes)} are free.",
-            needed_bytes=made.gpu_bytes,
-            available_bytes=gpu_free_bytes,
-            hint="Set gpu_layers='auto' to let the engine keep on the GPU what fits.",
-        )
 
 
 def _most_slots(request: PlanRequest, room: int) -> int:

@@ -147,11 +147,11 @@ def _choose(ref: HubRef, files: tuple[str, ...]) -> tuple[Candidate, tuple[str, 
         raise ModelNotFoundError(
             f"{ref.repo_id} has no {ref.file or ref.quant}.",
             reference=str(ref),
-            nearest=[_reference(ref, candidate) for candidate in found],
+            nearest=tuple(_reference(ref, candidate) for candidate in found),
             hint=f"It has: {', '.join(c.files[0] for c in found) if ref.file else labels}.",
         )
     if len(chosen) > 1:
-        references = [_reference(ref, candidate, by_file=True) for candidate in chosen]
+        references = tuple(_reference(ref, candidate, by_file=True) for candidate in chosen)
         raise ModelNotFoundError(
             f"{len(chosen)} models of {ref.repo_id} answer to that.",
             reference=str(ref),

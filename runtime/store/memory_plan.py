@@ -32,6 +32,12 @@ _PROCESS_BYTES: Final = 38 << 20
 _TOKEN_BYTES: Final = 200
 _MERGE_BYTES: Final = 250
 
+_NGRAM_POOL_BYTES: Final = (4 << 20) * 4
+"""The table of ``ngram-mod``, one for all slots: ``4*1024*1024`` entries of a token each.
+
+Source: ``common_ngram_mod`` (``common/ngram-mod.h``), made in ``common/speculative.cpp``.
+"""
+
 _COPIED_X86: Final = frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"})
 _COPIED_ARM: Final = _COPIED_X86 | {"Q5_K", "Q6_K", "Q8_0"}
 
@@ -66,6 +72,7 @@ class PlanRequest:
         batch: Tokens computed at once.
         projector: The vision projector, when there is one.
         draft: The draft model, when there is one.
+        speculation: How n-grams draft; ``ngram-mod`` has a table of its own.
         adapter_bytes: Size of all LoRA adapters.
         standby: A second engine is kept loaded beside the one that serves.
         copied_types: Tensor types that the engine keeps a rearranged copy of; None for those of
@@ -83,6 +90,7 @@ class PlanRequest:
     batch: int = DEFAULT_BATCH
     projector: ModelFacts | None = None
     draft: ModelFacts | None = None
+    speculation: str = "off"
     adapter_bytes: int = 0
     standby: bool = False
     copied_types: frozenset[str] | None = None
@@ -99,7 +107,7 @@ class MemoryPlan:
         compute: Working memory of the largest batch, and its results.
         projector: The vision projector's weights.
         draft: All of the draft model.
-        overhead: The engine's process and the vocabulary.
+        overhead: The engine's process, the vocabulary, and the table by which n-grams draft.
         standby: All of the second engine but the weights that both map from one file.
         file_pages_bytes: Pages of the model file that show in the process's resident size although
             a rearranged copy has taken their place. The system drops them when memory is short, so
@@ -171,6 +179,7 @@ def plan_memory(
     batch: int = DEFAULT_BATCH,
     projector: ModelFacts | None = None,
     draft: ModelFacts | None = None,
+    speculation: str = "off",
     adapter_bytes: int = 0,
     standby: bool = False,
     copied_types: frozenset[str] | None = None,
@@ -193,6 +202,7 @@ def plan_memory(
             batch=batch,
             projector=projector,
             draft=draft,
+            speculation=speculation,
             adapter_bytes=adapter_bytes,
             standby=standby,
             copied_types=copied_types,
@@ -256,7 +266,10 @@ def _one_engine(request: PlanRequest) -> MemoryPlan:
         projector=_projector(request.projector, on_gpu=offloaded > 0),
         draft=draft_split,
         overhead=Split(
-            _PROCESS_BYTES + facts.vocab_size * _TOKEN_BYTES + facts.merges * _MERGE_BYTES
+            _PROCESS_BYTES
+            + facts.vocab_size * _TOKEN_BYTES
+            + facts.merges * _MERGE_BYTES
+            + (_NGRAM_POOL_BYTES if request.speculation == "ngram-mod" else 0)
         ),
         standby=Split(),
         file_pages_bytes=file_pages + (draft.file_pages_bytes if draft else 0),
@@ -374,6 +387,7 @@ def _draft(request: PlanRequest) -> MemoryPlan | None:
             request,
             facts=request.draft,
             draft=None,
+            speculation="off",
             projector=None,
             adapter_bytes=0,
             cache_type_k="f16",

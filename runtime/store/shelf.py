@@ -199,7 +199,7 @@ def at_path(ref: PathRef) -> LocalModel:
         raise ModelNotFoundError(
             f"There is no file {path}.",
             reference=str(ref),
-            nearest=[str(folder / name) for name in near[:5]],
+            nearest=tuple(str(folder / name) for name in near[:5]),
             hint=f"GGUF files there: {', '.join(near[:5])}."
             if near
             else "On the hub a file is hf:owner/repo/file.gguf.",

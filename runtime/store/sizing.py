@@ -79,6 +79,7 @@ def size_launch(
             batch=_largest_batch(config, facts),
             projector=read_facts(projector) if projector else None,
             draft=read_facts(draft) if draft else None,
+            speculation=config.speculation,
             standby=config.standby,
             adapter_bytes=sum(path.stat().st_size for path in lora),
         ),

@@ -51,7 +51,6 @@ class Lease:
 
     def __init__(self, host: _Host) -> None:
         self._host = host
-        self._known: Endpoint | None = None
 
     def endpoint(self, timeout_s: float) -> Endpoint:
         """Where the engine is now; waits while it is being restarted.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from runtime.server.performance import SPECULATIONS
+from runtime.server.performance import SPECULATIONS, SPLIT_CACHE_TYPES
 from runtime.server.tuning_profile import open_settings
 from runtime.store.drafts import AUTO
 from runtime.store.memory_plan import DEFAULT_BATCH
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from runtime.engines.base import EngineKind
     from runtime.hardware import CpuBudget
@@ -32,7 +33,8 @@ class Candidate:
         name: For people: ``"threads 4"``.
         dimension: What it is a choice of; of each dimension one is taken at most.
         settings: Fields of :class:`~runtime.settings.ServerConfig`.
-        changes: What it is known to do to answers; each is compared besides.
+        changes: What it does to answers as far as is known; what is said to change nothing is
+            compared besides, as far as the engine tells its numbers.
     """
 
     name: str
@@ -73,19 +75,20 @@ def candidates(
     if "speculation" in left_open and engine != "llama-cpp-python" and not named:
         found += _speculations(default, draft)
     if "threads" in left_open:
-        found += _threads(budget, default)
+        found += _threads(budget, default, changes=_threads_change(config, engine))
     if "batch_size" in left_open:
         found += [
-            Candidate(name=f"batch {size}", dimension="batch", settings={"batch_size": size})
+            Candidate(
+                name=f"batch {size}",
+                dimension="batch",
+                settings={"batch_size": size},
+                changes=_batches_change(config, default),
+            )
             for size in _BATCHES
             if size != (default.batch_size.value or DEFAULT_BATCH) and size <= slot_ctx
         ]
-    if "flash_attn" in left_open and config.cache_type_v in {"f32", "f16", "bf16"}:
-        found.append(
-            Candidate(
-                name="no flash attention", dimension="flash_attn", settings={"flash_attn": "off"}
-            )
-        )
+    if "flash_attn" in left_open:
+        found += _attention(config, engine)
     return tuple(each for each in found if allow == "rounding" or each.changes == "none")
 
 
@@ -99,6 +102,16 @@ def combined(parts: tuple[Candidate, ...]) -> Candidate:
         settings={name: value for part in parts for name, value in part.settings.items()},
         changes="rounding" if any(part.changes == "rounding" for part in parts) else "none",
     )
+
+
+def in_turns(of: Sequence[Candidate]) -> list[Candidate]:
+    """The first of each dimension, then the second of each: the order in which to do without."""
+    places: Counter[str] = Counter()
+    turns: list[tuple[int, Candidate]] = []
+    for each in of:
+        turns.append((places[each.dimension], each))
+        places[each.dimension] += 1
+    return [each for _, each in sorted(turns, key=lambda turn: turn[0])]
 
 
 def _speculations(default: Performance, draft: str | None) -> list[Candidate]:
@@ -127,7 +140,37 @@ def _speculations(default: Performance, draft: str | None) -> list[Candidate]:
     return found
 
 
-def _threads(budget: CpuBudget, default: Performance) -> list[Candidate]:
+def _batches_change(config: ServerConfig, default: Performance) -> Changes:
+    """Which tokens of a prompt are computed together, and which alone, is what a batch decides.
+
+    So it keeps answers where drafts do, and where there is no other kernel from 64 tokens on.
+    """
+    same = default.drafts_show is None and config.cache_type_k not in SPLIT_CACHE_TYPES
+    return "none" if same else "rounding"
+
+
+def _threads_change(config: ServerConfig, engine: EngineKind) -> Changes:
+    """Only flash attention shares one token's sum among threads.
+
+    Where the engine tells its numbers they show it; llama-cpp-python tells none.
+    """
+    shared = config.flash_attn == "on" and config.cache_type_k in SPLIT_CACHE_TYPES
+    return "rounding" if engine == "llama-cpp-python" and shared else "none"
+
+
+def _attention(config: ServerConfig, engine: EngineKind) -> list[Candidate]:
+    """The other way of computing attention than the engine's own."""
+    if engine == "llama-cpp-python":  # which has it off
+        name, value = "flash attention", "on"
+    elif config.cache_type_v in {"f32", "f16", "bf16"}:
+        name, value = "no flash attention", "off"
+    else:
+        return []
+    settings = {"flash_attn": value}
+    return [Candidate(name=name, dimension="flash_attn", settings=settings, changes="rounding")]
+
+
+def _threads(budget: CpuBudget, default: Performance, *, changes: Changes) -> list[Candidate]:
     """Other numbers of threads: memory is often full of fewer, and twin threads may help prompts.
 
     A neighbour on one of the cores makes all others wait, hence one fewer, too.
@@ -136,7 +179,10 @@ def _threads(budget: CpuBudget, default: Performance) -> list[Candidate]:
     most = int(min(budget.affinity, budget.quota or budget.affinity)) or 1
     other = sorted({n for n in (now - 1, now // 2, most) if 1 <= n != now}, reverse=True)
     fewer = [
-        Candidate(name=f"threads {n}", dimension="threads", settings={"threads": n}) for n in other
+        Candidate(
+            name=f"threads {n}", dimension="threads", settings={"threads": n}, changes=changes
+        )
+        for n in other
     ]
     # Prompts are computed, answers are read out of memory: they need not agree on the best.
     apart = [
@@ -144,6 +190,7 @@ def _threads(budget: CpuBudget, default: Performance) -> list[Candidate]:
             name=f"threads {decode}, {prompt} for prompts",
             dimension="threads",
             settings={"threads": decode, "threads_batch": prompt},
+            changes=changes,
         )
         for decode, prompt in ((now, most), (max(1, now // 2), now))
         if decode < prompt

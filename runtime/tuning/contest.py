@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from runtime.tuning.candidates import DEFAULT
 from runtime.tuning.choosing import MIN_GAIN, Estimate, Verdict, judge, rounds_needed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from runtime.tuning.candidates import Candidate
     from runtime.tuning.sameness import Fingerprint
 
 Stage = Literal["comparing answers", "screening", "deciding", "done"]
 State = Literal["waiting", "in", "refused", "out", "final", "taken"]
+
+NOT_TRIED: Final = "not tried: the time was short"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,7 @@ class Standing:
         gain: Its speed against the default's: 0.1 is 10 % more in the same time.
         rounds: Rounds it rests on.
         note: Why it is where it is.
+        equal_to: Another one that went on in its place, though no slower than it for certain.
     """
 
     candidate: Candidate
@@ -83,6 +86,7 @@ class Standing:
     gain: float | None = None
     rounds: int = 0
     note: str = ""
+    equal_to: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,17 +122,47 @@ class Outcome:
 
 
 def summary(
+    taken: Candidate,
+    estimates: Mapping[str, Estimate],
+    standings: Mapping[str, Standing],
+    *,
+    kept: Candidate | None = None,
+    equals: Sequence[str] = (),
+) -> str:
+    """What was found and how sure that is, one sentence.
+
+    Args:
+        taken: What is used from now on.
+        estimates: Of what was measured to the end.
+        standings: Everything that was tried, by name.
+        kept: What was taken the last time.
+        equals: What cannot be told from what was taken.
+    """
+    told = _found(taken, estimates, standings)
+    if equals:
+        told += f"; no certain difference to {', '.join(equals)}"
+    if kept is None or kept.settings == taken.settings:
+        return told
+    before = next((s for s in standings.values() if s.candidate.settings == kept.settings), None)
+    if before is None:
+        return f"{told}; before it was {kept.name}"
+    found = estimates.get(before.candidate.name)
+    now = _told(found) if found else before.note
+    return f"{told}; before it was {before.candidate.name} (now {now})"
+
+
+def _found(
     taken: Candidate, estimates: Mapping[str, Estimate], standings: Mapping[str, Standing]
 ) -> str:
-    """What was found and how sure that is, one sentence."""
     if taken is not DEFAULT:
         found = estimates[taken.name]
         if judge(found) is Verdict.FASTER:
             return f"{taken.name}: {_percent(found.gain)} faster than the defaults, {_sure(found)}"
         return f"{taken.name}, as before: nothing says otherwise ({_told(found)})"
+    if not standings:
+        return "the defaults: all else might change some answers"
     if not estimates:
-        refused = sum(each.state == "refused" for each in standings.values())
-        return f"the defaults: all else is slower or, {refused} of {len(standings)}, was refused"
+        return f"the defaults: {_left(standings)}"
     name, best = max(estimates.items(), key=lambda pair: pair[1].gain)
     if judge(best) is Verdict.OPEN:
         return (
@@ -139,6 +173,19 @@ def summary(
         f"the defaults: nothing else is {_percent(MIN_GAIN)} faster (the next is {name}: "
         f"{_told(best)})"
     )
+
+
+def _left(standings: Mapping[str, Standing]) -> str:
+    """What became of candidates none of which was measured to the end."""
+    refused = sum(each.state == "refused" for each in standings.values())
+    untried = sum(each.note == NOT_TRIED for each in standings.values())
+    counts = (
+        (len(standings) - refused - untried, "slower"),
+        (refused, "refused"),
+        (untried, "not tried, which more minutes would change,"),
+    )
+    told = ", ".join(f"{count} {what}" for count, what in counts if count)
+    return f"{told} of {len(standings)} candidates"
 
 
 def _told(found: Estimate) -> str:

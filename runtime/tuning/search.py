@@ -9,12 +9,14 @@ earlier is left only for one that is certainly faster, or when it is certainly n
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from typing import TYPE_CHECKING, Final
 
-from runtime.tuning.candidates import DEFAULT, combined
+from runtime.tuning.candidates import DEFAULT, combined, in_turns
 from runtime.tuning.choosing import (
+    MIN_GAIN,
     Estimate,
     Verdict,
     decided,
@@ -23,7 +25,7 @@ from runtime.tuning.choosing import (
     simplest_of_the_best,
     survivors,
 )
-from runtime.tuning.contest import Outcome, Progress, Standing, summary
+from runtime.tuning.contest import NOT_TRIED, Outcome, Progress, Standing, summary
 from runtime.tuning.rounds import Rounds
 
 if TYPE_CHECKING:
@@ -77,6 +79,8 @@ def search(
         began_s=clock(),
         standings={each.name: Standing(candidate=each) for each in candidates},
     )
+    if not candidates and kept is None:
+        return _outcome(on, [], [], None)
     on.begin()
     screened = _screen(on, _prove(on))
     finalists = _finalists(on, screened, kept)
@@ -87,26 +91,25 @@ def search(
 def _prove(on: Rounds) -> list[Candidate]:
     """Those that answer as the default does."""
     alive = []
-    for standing in list(on.standings.values()):
-        candidate = standing.candidate
+    for candidate in in_turns([each.candidate for each in on.standings.values()]):
         if on.elapsed_s > _PROVING_SHARE * on.budget_s:
-            on.drop(candidate, "out", "not tried: the time was short")
+            on.drop(candidate, "out", NOT_TRIED)
         elif on.answers_alike(candidate):
             alive.append(candidate)
-    return alive
+    return [each.candidate for each in on.standings.values() if each.candidate in alive]
 
 
 def _screen(on: Rounds, alive: list[Candidate]) -> dict[str, list[float]]:
-    """A few rounds of all, of which the better go on; the gains of those that are left."""
+    """A few rounds of all, of which the better go on; the gains of all that were measured."""
     on.stage = "screening"
     until_s = max(
         _SCREENING_SHARE * on.budget_s,
         on.budget_s - rounds_needed() * 3 * on.round_s,
     )
     room = int((until_s - on.elapsed_s) / (_LEAST_ROUNDS * on.round_s)) - 1
-    for each in alive[max(1, room) :]:
-        on.drop(each, "out", "not tried: the time was short")
-    alive = alive[: max(1, room)]
+    for each in in_turns(alive)[max(1, room) :]:
+        on.drop(each, "out", NOT_TRIED)
+    alive = on.are("in", alive)
     gains: dict[str, list[float]] = {each.name: [] for each in alive}
     for turn in range(_SCREENING_ROUNDS):
         next_s = (1 + len(alive)) * on.round_s
@@ -123,40 +126,65 @@ def _screen(on: Rounds, alive: list[Candidate]) -> dict[str, list[float]]:
                 if each.name not in staying:
                     on.drop(each, "out", "slower than others")
             alive = on.are("in", alive)
-    return {each.name: gains[each.name] for each in alive if gains[each.name]}
+    return {name: each for name, each in gains.items() if each}
 
 
 def _finalists(
     on: Rounds, screened: dict[str, list[float]], kept: Candidate | None
 ) -> list[Candidate]:
     """The best of each dimension together, and the best alone; and what was kept."""
+    left = {name: gains for name, gains in screened.items() if on.standings[name].state == "in"}
     dimensions: dict[str, dict[str, list[float]]] = {}
-    for name, gains in screened.items():
+    for name, gains in left.items():
         dimension = on.standings[name].candidate.dimension
         if min(gains) > 0:  # it has never yet been slower
             dimensions.setdefault(dimension, {})[name] = gains
     best = [simplest_of_the_best(each) for each in dimensions.values()]
     parts = tuple(on.standings[name].candidate for name in best if name is not None)
+    _note_equals(on, screened, parts)
     finalists: list[Candidate] = []
     if parts:
         alone = max(parts, key=lambda part: statistics.median(screened[part.name]))
         finalists = [alone]
         if len(parts) > 1 and on.joins(together := combined(parts)):
             finalists = [together, alone]
-    elif screened:
-        nearest = max(screened, key=lambda name: statistics.median(screened[name]))
+    elif left:
+        nearest = max(left, key=lambda name: statistics.median(left[name]))
         finalists = [on.standings[nearest].candidate]
     if kept is not None and kept.settings and kept.settings not in [f.settings for f in finalists]:
         known = [s.candidate for s in on.standings.values()]
         same = next((c for c in known if c.settings == kept.settings), None)
-        if same is not None and on.standings[same.name].state in {"in", "out"}:
-            finalists.append(same)
-        elif same is None and on.joins(kept):
+        if same is None and on.joins(kept):
             finalists.append(kept)
+        elif same is not None and _comes_back(on, same):
+            finalists.append(same)
     for standing in list(on.standings.values()):
         if standing.candidate not in finalists and standing.state == "in":
             on.drop(standing.candidate, "out", standing.note or "not the best")
     return finalists
+
+
+def _comes_back(on: Rounds, kept: Candidate) -> bool:
+    """Whether what was kept takes part to the end, though it did not stand out this time."""
+    state = on.standings[kept.name].state
+    return state == "in" or (state == "out" and on.answers_alike(kept))
+
+
+def _note_equals(
+    on: Rounds, screened: Mapping[str, list[float]], parts: tuple[Candidate, ...]
+) -> None:
+    """Say of those that give way to another of their dimension if they are not clearly slower."""
+    for part in parts:
+        for name, gains in screened.items():
+            other = on.standings[name]
+            if other.candidate.dimension != part.dimension or other.candidate == part:
+                continue
+            if other.state == "refused":
+                continue
+            ahead = [there - here for here, there in zip(gains, screened[part.name], strict=False)]
+            if min(ahead) <= 0 or statistics.median(ahead) < math.log1p(MIN_GAIN):
+                note = f"not certainly slower than {part.name}"
+                on.set(other.candidate, note=note, equal_to=part.name)
 
 
 def _decide(on: Rounds, finalists: list[Candidate]) -> list[dict[str, Measured]]:
@@ -187,13 +215,14 @@ def _outcome(
     left = on.are("final", finalists)
     estimates = {each.name: on.estimate(rounds, each.name) for each in left}
     taken = _taken(on, left, estimates, rounds, kept)
+    equals = _equals(on, taken, left, rounds)
     if taken is not DEFAULT:
         on.set(taken, state="taken")
     on.stage = "done"
     on.tell(taken.name)
     return Outcome(
         taken=taken,
-        summary=summary(taken, estimates, on.standings),
+        summary=summary(taken, estimates, on.standings, kept=kept, equals=equals),
         standings=tuple(on.standings.values()),
         estimates=estimates,
         by_workload={
@@ -230,3 +259,24 @@ def _taken(
         ]
         return better[0] if better else held
     return max(faster, key=lambda f: estimates[f.name].gain, default=DEFAULT)
+
+
+def _equals(
+    on: Rounds, taken: Candidate, left: list[Candidate], rounds: list[dict[str, Measured]]
+) -> list[str]:
+    """What cannot be told from what is taken: another tuning might take it as well."""
+    if taken is DEFAULT:
+        return []
+    abreast = [
+        other.name
+        for other in left
+        if other is not taken and on.estimate(rounds, taken.name, other.name).low <= 0
+    ]
+    parts = [
+        each.candidate.name
+        for each in on.standings.values()
+        if each.candidate.settings.items() <= taken.settings.items()
+    ]
+    gave_way = [name for name, each in on.standings.items() if each.equal_to in parts]
+    measured = {each.name for each in left}  # of these more is known than of a few rounds
+    return [*abreast, *(name for name in gave_way if name not in measured)]

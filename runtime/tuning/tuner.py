@@ -21,7 +21,7 @@ from runtime.tuning.search import search
 from runtime.tuning.trials import ALL, EngineArena
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from runtime.server.plan import LaunchPlan
     from runtime.server.tuning_profile import ProfileKey
@@ -47,7 +47,8 @@ class Tuning:
         plan: The launch without a profile.
         key: What the profile will hold for.
         candidates: What will be tried.
-        kept: What was taken the last time under the same key.
+        withheld: Names of what may not be tried, for it could change answers.
+        kept: What was taken the last time under the same key, of what may be tried now.
         workloads: What it is measured by.
         most_engines: Engines that may run at once.
         allow: What may be done to answers.
@@ -58,6 +59,7 @@ class Tuning:
     plan: LaunchPlan
     key: ProfileKey
     candidates: tuple[Candidate, ...]
+    withheld: tuple[str, ...]
     kept: KeptProfile | None
     workloads: tuple[str, ...]
     most_engines: int
@@ -108,26 +110,29 @@ def prepare(
         budget=budget,
         gpu_layers=plan.placement.gpu_layers,
     )
+    possible = candidates(
+        config,
+        plan.choice.engine.kind,
+        budget=budget,
+        default=plan.performance,
+        slot_ctx=plan.spec.slot_ctx,
+        draft=draft.name if draft and draft.path else None,
+        allow="rounding",
+    )
+    tried = tuple(each for each in possible if allow == "rounding" or each.changes == "none")
     room = _MEMORY_SHARE * memory().effective_available_bytes // plan.memory.resident_bytes
     return Tuning(
         config=config,
         model=model,
         plan=plan,
         key=key,
-        candidates=candidates(
-            config,
-            plan.choice.engine.kind,
-            budget=budget,
-            default=plan.performance,
-            slot_ctx=plan.spec.slot_ctx,
-            draft=draft.name if draft and draft.path else None,
-            allow=allow,
-        ),
+        candidates=tried,
+        withheld=tuple(each.name for each in possible if each not in tried),
         kept=next(
             (
                 each
                 for _, each in profiles.kept(model)
-                if not isinstance(each, str) and each.key == key
+                if not isinstance(each, str) and each.key == key and _made_of(each, tried)
             ),
             None,
         ),
@@ -150,11 +155,7 @@ def tune(
         LLMError: The default itself does not work.
     """
     kept = tuning.kept
-    before = (
-        Candidate(name="as before", dimension="all", settings=kept.settings)
-        if kept and kept.settings
-        else None
-    )
+    before = _before(kept.settings) if kept and kept.settings else None
     slots = tuning.plan.spec.parallel if tuning.key.engine != "llama-cpp-python" else 1
     with EngineArena(
         tuning.config,
@@ -192,6 +193,17 @@ def tune(
         runtime_version=importlib.metadata.version("llama-runtime"),
     )
     return profile, outcome
+
+
+def _made_of(kept: KeptProfile, tried: tuple[Candidate, ...]) -> bool:
+    """Whether all of a profile may still be chosen: it may be from a tuning that allowed more."""
+    open_now = [item for each in tried for item in each.settings.items()]
+    return all(item in open_now for item in kept.settings.items())
+
+
+def _before(settings: Mapping[str, object]) -> Candidate:
+    told = ", ".join(f"{name}={value}" for name, value in settings.items())
+    return Candidate(name=f"kept ({told})", dimension="all", settings=settings)
 
 
 def _row(outcome: Outcome, name: str) -> dict[str, object]:

@@ -831,7 +831,7 @@ def test_a_wheel_that_cannot_be_imported_is_named(
 def test_a_gpu_that_no_engine_can_use_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = script(tmp_path / "bin", "nvidia-smi", "echo '0, NVIDIA RTX 4000, 20475, 20000, 550.54'")
+    path = script(tmp_path / "bin", "nvidia-smi", "echo '0, NVIDIA RTX 4000, 20475'")
     monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
     finding = named(look("engines"), "gpu")
     assert finding.found.startswith("NVIDIA RTX 4000 (nvidia-smi) is there, but no engine")

@@ -63,10 +63,10 @@ def test_a_tuning_is_measured_kept_explained_and_forgotten(tiny_model_path: Path
     kept = json.loads(ran.stdout)
     assert kept["summary"] in {*_explained(tiny_model_path)}
     assert kept["evidence"]["workloads"] == ["free-text"]
-    assert {row["name"] for row in kept["evidence"]["tried"]} >= {
-        "speculation ngram-mod",
-        "batch 256",
-    }
+    tried = {row["name"] for row in kept["evidence"]["tried"]}
+    assert "speculation ngram-mod" in tried
+    assert "no flash attention" not in tried
+    assert "no flash attention. `--allow-changes` tries" in " ".join(ran.stderr.split())
     assert "comparing answers" in ran.stderr
     assert _tune(tiny_model_path, "--reset").returncode == 0
     assert list(directories().profiles.iterdir()) == []
@@ -121,6 +121,16 @@ def test_a_profile_that_cannot_be_used_breaks_no_start(
 
     assert snapshot.state == "ready"
     assert any("it is no JSON" in note for note in snapshot.notes)
+
+
+def test_what_was_kept_with_changes_allowed_is_not_kept_without(tiny_model_path: Path) -> None:
+    _keep(tiny_model_path, speculation="ngram-mod", flash_attn="off")
+    model = ModelStore().resolve(str(tiny_model_path))
+    digest = model_digest(model)
+    config = ServerConfig(**_SMALL)
+
+    assert prepare(config, model, model_sha256=digest).kept is None
+    assert prepare(config, model, model_sha256=digest, allow="rounding").kept is not None
 
 
 def test_ctrl_c_leaves_no_engine_and_keeps_nothing(tiny_model_path: Path) -> None:

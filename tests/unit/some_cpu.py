@@ -9,10 +9,8 @@ def budget(cores: int) -> CpuBudget:
     """All of a machine with so many cores of two hardware threads each."""
     return CpuBudget(
         physical_cores=cores,
-        performance_cores=None,
         logical_cpus=2 * cores,
         affinity=2 * cores,
-        affinity_cores=cores,
         quota=None,
         threads=cores,
         why=f"{cores} cores with {2 * cores} hardware threads",

@@ -10,12 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runtime.engines.base import Device, EngineCapabilities, EngineInfo, LaunchSpec
-from runtime.engines.commands import (
-    llama_cpp_python_command,
-    llama_server_command,
-    nonce_name,
-    xllamacpp_command,
-)
+from runtime.engines.commands.llama_cpp_python import llama_cpp_python_command, nonce_name
+from runtime.engines.commands.llama_server import llama_server_command
+from runtime.engines.commands.xllamacpp import xllamacpp_command
 from runtime.engines.detect import choose, engines, place
 from runtime.engines.llama_server import LlamaServerEngine
 from runtime.engines.output import listed_devices, read_host_line, read_log_line

@@ -270,7 +270,7 @@ _ERRORS: list[tuple[LLMError, int, str | None, dict[str, str]]] = [
     ),
     (TooManyRequestsError("x", retry_after_s=2.2), 429, None, {"retry-after": "3"}),
     (
-        CrashingRequestError("x", endings=["SIGSEGV"]),
+        CrashingRequestError("x", endings=("SIGSEGV",)),
         500,
         "engine_crashed",
         {"x-should-retry": "false"},

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runtime.engines.base import Speculation
-from runtime.engines.commands import (
-    llama_cpp_python_command,
-    llama_server_command,
-    xllamacpp_command,
-)
+from runtime.engines.commands.llama_cpp_python import llama_cpp_python_command
+from runtime.engines.commands.llama_server import llama_server_command
+from runtime.engines.commands.xllamacpp import xllamacpp_command
 from runtime.errors import ConfigError
 from runtime.server.performance import SPECULATIONS, Profile, choose_performance, within_batch
 from runtime.settings import ServerConfig

@@ -150,13 +150,15 @@ def test_offline_is_read_from_either_variable(monkeypatch: pytest.MonkeyPatch) -
 
 def test_errors_survive_the_way_between_processes() -> None:
     for error in (
-        EngineStartError("no", diagnosis="x", exit_code=3, log_tail=["a"], hint="do"),
+        EngineStartError("no", diagnosis="x", exit_code=3, log_tail=("a",), hint="do"),
         ContextOverflowError("long", prompt_tokens=9, context_tokens=4),
     ):
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is type(error)
         assert again.__dict__ == error.__dict__
         assert str(again) == str(error)
+        assert (again.args, repr(again)) == ((error.message,), repr(error))
+        assert len({error, again}) == 2, "hashed and compared by identity, as exceptions are"
 
 
 def test_a_memo_survives_corruption_and_a_disk_that_refuses(tmp_path: Path) -> None:

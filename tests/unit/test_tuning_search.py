@@ -13,6 +13,7 @@ import pytest
 from runtime.errors import LLMProviderError
 from runtime.server.performance import Profile, choose_performance
 from runtime.settings import ServerConfig
+from runtime.store.gguf import WeightSizes
 from runtime.tuning.candidates import DEFAULT, Candidate, candidates, combined
 from runtime.tuning.contest import Measured, Progress
 from runtime.tuning.sameness import Fingerprint, difference
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from runtime.engines.base import EngineKind
+    from runtime.tuning.candidates import Changes
     from runtime.tuning.contest import Outcome, Standing
 
 _WEIGHTS = {"free": 1.0, "loop": 1.0}
@@ -71,6 +73,7 @@ class _Machine:
         self, candidate: Candidate, reference: Fingerprint | None = None
     ) -> Fingerprint:
         self.now_s += 1.0
+        self.dropped = [name for name in self.dropped if name != candidate.name]  # it starts anew
         if candidate.name in self.broken:
             raise LLMProviderError("The engine did not come up.")
         return Fingerprint(texts=("no",)) if candidate.name in self.other_probes else _SAME
@@ -200,7 +203,7 @@ def test_all_refused_is_the_default() -> None:
     outcome = _search(_Machine({}, broken=frozenset("ab")), A, B)
 
     assert outcome.taken is DEFAULT
-    assert "2 of 2, was refused" in outcome.summary
+    assert outcome.summary == "the defaults: 2 refused of 2 candidates"
 
 
 def test_nothing_to_try_is_the_default() -> None:
@@ -258,6 +261,42 @@ def test_tuning_twice_gives_the_same() -> None:
         assert again.taken.settings == first.taken.settings
 
 
+def test_another_choice_among_equals_is_said() -> None:
+    """With nothing kept, noise may choose between equals, but not without a word."""
+    speeds = {"a": 1.2, "b": 1.205}
+    took = {}
+    for seed in range(12):
+        outcome = _search(_Machine(speeds, spread=0.05, seed=seed), A, B)
+        took[outcome.taken.name] = outcome.summary
+
+    assert took["a"].endswith("; no certain difference to b")
+    assert took["b"].endswith("; no certain difference to a")
+
+
+def test_what_is_not_as_before_is_said_with_what_became_of_it() -> None:
+    outcome = _search(_Machine({"a": 1.5, "b": 1.1}), A, B, kept=replace(B, name="kept"))
+
+    assert outcome.taken == A
+    assert "; before it was b (now +1" in outcome.summary
+
+
+def test_what_was_kept_is_compared_again_before_it_comes_back() -> None:
+    """The time may be too short to compare all answers, but not to compare its."""
+    many = [_candidate(f"a{n}") for n in range(12)]
+    machine = _Machine({}, other_probes=frozenset({"a11"}))
+
+    outcome = _search(machine, *many, kept=replace(many[-1], name="kept"), budget_s=8.0)
+
+    assert _standing(outcome, "a11").state == "refused"
+
+
+def test_each_dimension_has_its_turn_when_the_time_is_short() -> None:
+    outcome = _search(_Machine({"c": 1.3}), *map(_candidate, "abdefgh"), C, budget_s=26.0)
+
+    assert outcome.taken == C
+    assert "not tried" in _standing(outcome, "h").note
+
+
 def test_progress_is_told() -> None:
     seen: list[Progress] = []
 
@@ -291,6 +330,9 @@ def test_drafted_tokens_have_no_numbers_to_compare() -> None:
 # --- candidates -----------------------------------------------------------------------------
 
 _BUDGET = budget(8)
+_EXACT = WeightSizes(
+    layers=(1,), input=1, output=0, matrices={"Q8_0": 1}, embedding={"Q8_0": 1}, tied_output=True
+)
 
 
 def _candidates(
@@ -298,10 +340,11 @@ def _candidates(
     engine: EngineKind = "xllamacpp",
     slot_ctx: int = 4096,
     draft: str | None = None,
+    allow: Changes = "rounding",
     **settings: Any,
 ) -> set[str]:
     config = ServerConfig(**settings)
-    facts = model()
+    facts = model(weights=_EXACT)
     default = choose_performance(
         config,
         facts,
@@ -317,7 +360,7 @@ def _candidates(
         default=default,
         slot_ctx=slot_ctx,
         draft=draft,
-        allow="rounding",
+        allow=allow,
     )
     return {each.name for each in found}
 
@@ -340,6 +383,31 @@ def test_what_is_set_is_not_tried() -> None:
     found = _candidates(threads=3, batch_size=128, flash_attn="on", speculation="off")
 
     assert found == set()
+
+
+@pytest.mark.usefixtures("_threads_are_left_open")
+def test_only_what_keeps_answers_is_tried_unless_more_is_allowed() -> None:
+    """What one token alone rounds otherwise than several decides, and the kernel for 64."""
+    exact = _candidates(allow="none", cache_type_k="q8_0")
+    assert {"batch 256", "speculation ngram-mod", "threads 7"} <= exact
+    assert "no flash attention" not in exact
+
+    f16 = _candidates(allow="none")
+    assert {each.split()[0] for each in f16} == {"threads"}, "which the numbers will refuse"
+    alone = _candidates(allow="none", threads=1)
+    assert {each.split()[0] for each in alone} == {"speculation"}
+    assert _candidates(allow="none", threads=1, flash_attn="off") == set()
+
+
+@pytest.mark.usefixtures("_threads_are_left_open")
+def test_an_engine_without_numbers_is_trusted_with_threads_alone() -> None:
+    """Its attention is the plain one, which shares no sum among threads."""
+    found = _candidates(engine="llama-cpp-python", allow="none")
+
+    assert {each.split()[0] for each in found} == {"threads"}
+    assert not _candidates(engine="llama-cpp-python", allow="none", flash_attn="on")
+    allowed = _candidates(engine="llama-cpp-python")
+    assert {"flash attention", "batch 256"} <= allowed
 
 
 def test_a_batch_that_no_prompt_fills_is_not_tried() -> None:
