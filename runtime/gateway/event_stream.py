@@ -93,31 +93,33 @@ class EventStream:
 
     async def settle(self) -> None:
         """Send what could not be sent at once."""
-        await self._begin()
+        opening = await self._opening()
         data, self._data = self._data, b""
         waiting, self._waiting = self._waiting, []
-        await self._reply.piece(data + self._encoded(waiting))
+        await self._reply.piece(opening + data + self._encoded(waiting))
 
     def _encoded(self, pieces: Sequence[LLMDelta]) -> bytes:
         return b"".join([self._encoder.piece(piece) for piece in pieces])
 
     async def end(self, response: LLMResponse) -> None:
         """Send the end of an answer that is complete."""
-        await self._begin()
-        await self._reply.end(self._encoder.end(response))
+        opening = await self._opening()
+        await self._reply.end(opening + self._encoder.end(response))
 
     async def failed(self, exc: LLMError) -> None:
         """Send the end of one that is not."""
-        await self._begin()
-        await self._reply.end(self._encoder.failed(exc))
+        opening = await self._opening()
+        await self._reply.end(opening + self._encoder.failed(exc))
 
-    async def _begin(self) -> None:
+    async def _opening(self) -> bytes:
+        """What is to come before the next piece; sends the head where none was sent."""
         if self._beat is not None:  # what it began to send must not be overtaken
             await self._beat
-        if not self.begun:
-            self.begun = True
-            await self._reply.begin()
-            await self._reply.piece(self._encoder.begin(self._model))
+        if self.begun:
+            return b""
+        self.begun = True
+        await self._reply.begin()
+        return self._encoder.begin(self._model)
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()

@@ -70,10 +70,12 @@ class TokenHistory:
 
     def _advance(self, second: int) -> None:
         """Clear the seconds in which nothing came."""
+        if second <= self._latest:
+            return
         size = len(self._ring)
         for each in range(max(self._latest + 1, second - size + 1), second + 1):
             self._ring[each % size] = 0.0
-        self._latest = max(self._latest, second)
+        self._latest = second
 
 
 class AnswerMeter:

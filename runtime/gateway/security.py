@@ -9,10 +9,9 @@ answers (cross-site request forgery), so ``Origin`` and ``Sec-Fetch-Site`` must 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
-
-import anyio
 
 from runtime.gateway.judgement import Refusal, head_of, judge, shown, shows_key, too_long
 
@@ -84,17 +83,18 @@ class Guard:
         rules = self._rules
         pieces: list[bytes] = []
         size = 0
-        with anyio.move_on_after(rules.body_patience_s):
-            while True:
-                message = await receive()
-                if message["type"] != "http.request":
-                    return None
-                pieces.append(message.get("body", b""))
-                size += len(pieces[-1])
-                if size > rules.max_body_bytes:
-                    return too_long(rules)
-                if not message.get("more_body", False):
-                    return b"".join(pieces)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(rules.body_patience_s):
+                while True:
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        return None
+                    pieces.append(message.get("body", b""))
+                    size += len(pieces[-1])
+                    if size > rules.max_body_bytes:
+                        return too_long(rules)
+                    if not message.get("more_body", False):
+                        return b"".join(pieces)
         return Refusal(
             status=408,
             code="body_too_slow",

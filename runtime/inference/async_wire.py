@@ -10,25 +10,24 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
-import h11
 
+from runtime.inference import http_head
+from runtime.inference.connecting import headers, no_tls, tls_context
 from runtime.inference.effects import (
     AbortedError,
     BrokenError,
     ExpiredError,
-    HttpHead,
     UnreachableError,
 )
 from runtime.inference.http_body import Body
 from runtime.inference.loop_stream import LoopStream
-from runtime.inference.transport import headers, no_tls, tls_context
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterator
 
     from anyio.abc import ByteStream
 
-    from runtime.inference.effects import Enter, HttpRequest, Open
+    from runtime.inference.effects import Enter, HttpHead, HttpRequest, Open
     from runtime.inference.queueing import Place, SlotQueue
 
 T = TypeVar("T")
@@ -63,19 +62,12 @@ class AsyncWire:
         """
         await self._disconnect()
         self._stream = stream = await self._connect(effect)
-        http = h11.Connection(h11.CLIENT)
         with self._within(effect.until), _translated():
-            for piece in _encoded(http, effect.request):
+            for piece in _encoded(effect.request):
                 await stream.send(piece)
-            response = await self._event(stream, http)
-        if not isinstance(response, h11.Response):
-            raise BrokenError("the connection was closed without an answer")
-        head = HttpHead(
-            status=response.status_code,
-            headers={name.decode("ascii"): _text(value) for name, value in response.headers},
-        )
+            head, came = await _head(stream)
         self._body = Body(head.status, head.headers)
-        self._came = self._body.feed(http.trailing_data[0])
+        self._came = self._body.feed(came)
         return head
 
     async def read(self, until: float) -> bytes:
@@ -223,15 +215,6 @@ class AsyncWire:
             raise UnreachableError(str(exc.__cause__ or exc) or f"no TLS with {host}") from exc
         raise AssertionError  # pragma: no cover
 
-    @staticmethod
-    async def _event(stream: ByteStream | LoopStream, http: h11.Connection) -> object:
-        while True:
-            event = http.next_event()
-            if event is h11.NEED_DATA:
-                http.receive_data(await _received(stream))
-            elif not isinstance(event, h11.InformationalResponse):
-                return event
-
     @contextlib.contextmanager
     def _within(self, until: float | None) -> Generator[None]:
         """Let what happens within take no longer than there is time, and be aborted."""
@@ -249,6 +232,16 @@ class AsyncWire:
             raise AbortedError("closed")
         if scope.cancelled_caught:
             raise ExpiredError("the deadline has passed")
+
+
+async def _head(stream: ByteStream | LoopStream) -> tuple[HttpHead, bytes]:
+    """The head of the answer, and what came with it of the body."""
+    data = b""
+    while received := await _received(stream):
+        data += received
+        if read := http_head.read(data):
+            return read
+    raise BrokenError("the connection was closed without an answer")
 
 
 async def _received(stream: ByteStream | LoopStream) -> bytes:
@@ -270,33 +263,16 @@ def _on_asyncio() -> bool:
 
 @contextlib.contextmanager
 def _translated() -> Generator[None]:
-    """Turns what streams and h11 raise into ours."""
+    """Turns what streams raise into ours."""
     try:
         yield
     except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError) as exc:
         raise BrokenError(str(exc.__cause__ or exc) or type(exc).__name__) from exc
-    except h11.ProtocolError as exc:
-        raise BrokenError(str(exc)) from exc
 
 
-def _encoded(http: h11.Connection, request: HttpRequest) -> Iterator[bytes]:
+def _encoded(request: HttpRequest) -> Iterator[bytes]:
     """The request in pieces: copying tens of megabytes at once would hold up the event loop."""
-    parts = urlsplit(request.base_url)
     body = request.body or b""
-    fields = {"Host": parts.netloc, **headers(request)}
-    if request.body is not None:
-        fields["Content-Length"] = str(len(body))
-    head = h11.Request(
-        method=request.method, target=parts.path + request.path, headers=list(fields.items())
-    )
-    piece = http.send(head) or b""
-    for start in range(0, len(body), _SENT_BYTES):
-        yield piece + (http.send(h11.Data(data=body[start : start + _SENT_BYTES])) or b"")
-        piece = b""
-    piece += http.send(h11.EndOfMessage()) or b""
-    if piece:
-        yield piece
-
-
-def _text(value: bytes) -> str:
-    return value.decode("latin-1")
+    yield http_head.written(request, headers(request)) + body[:_SENT_BYTES]
+    for start in range(_SENT_BYTES, len(body), _SENT_BYTES):
+        yield body[start : start + _SENT_BYTES]

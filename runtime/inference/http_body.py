@@ -57,6 +57,9 @@ class Body:
         if self.ended:
             return b""
         if self._chunked:
+            whole = self._one_chunk(data)
+            if whole is not None:
+                return whole
             return self._unchunked(self._rest + data if self._rest else data)
         if self._left is None:
             return data
@@ -74,6 +77,17 @@ class Body:
         if not self.ended and self._left is not None:
             raise BrokenError("peer closed connection without sending complete message body")
         self.ended = True
+
+    def _one_chunk(self, data: bytes) -> bytes | None:
+        """What a packet holds that is exactly one chunk, as that of a token is."""
+        if self._rest or self._left or self._after or self._trailing:
+            return None
+        size = _SIZE.match(data)
+        start = size.end() if size else 0
+        length = len(data) - start - 2
+        if size and 0 < length == int(size[1], 16) and data.endswith(b"\r\n"):
+            return data[start:-2]
+        return None
 
     def _unchunked(self, data: bytes) -> bytes:
         at = 0

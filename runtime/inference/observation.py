@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from runtime.errors import LLMError
-from runtime.inference.effects import AbortedError, HttpHead, Open, Read, WireError
+from runtime.inference.effects import AbortedError, Emit, HttpHead, Open, Read, WireError
 from runtime.inference.telemetry import telemetry
 from runtime.inference.usage import usage_of
 
@@ -204,6 +204,9 @@ def _followed(flow: Flow[T], trip: _Trip) -> Flow[T]:
                 done: T = stop.value
                 return done
             value = failure = None
+            if isinstance(effect, Emit):
+                yield effect
+                continue
             trip.going(effect)
             try:
                 value = yield effect

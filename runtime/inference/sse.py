@@ -61,7 +61,7 @@ class SseDecoder:
             and not self._data
             and chunk.startswith(b"data: ")
             and chunk.endswith(b"\n\n")
-            and chunk.count(b"\n") == 2
+            and chunk.find(b"\n") == len(chunk) - 2
             and b"\r" not in chunk
         )
 

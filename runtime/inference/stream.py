@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 DONE = b"[DONE]"
 
+_READER = json.JSONDecoder()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThoughtDelta(LLMDelta):
@@ -227,7 +229,7 @@ class Answer:
             self.done = True
             return self._end()
         try:
-            chunk = json.loads(data)
+            chunk = _READER.decode(data.decode("utf-8", "surrogatepass"))
         except ValueError as exc:
             raise self._malformed(f"an event is not JSON: {failures.excerpt(data)}") from exc
         if not isinstance(chunk, dict):
@@ -293,12 +295,13 @@ class Answer:
                 self._logprobs.extend(logprobs.get("content") or ())
             if reason := choice.get("finish_reason"):
                 self.finish_reason = _text(reason)
-        match told := chunk.get("__verbose"):
-            case {"stop_type": "word", "stopping_word": str(stop_text)}:
-                self.stop_text = stop_text
-        match told:
-            case {"id_slot": int(slot)}:
-                self.slot = slot
+        if told := chunk.get("__verbose"):
+            match told:
+                case {"stop_type": "word", "stopping_word": str(stop_text)}:
+                    self.stop_text = stop_text
+            match told:
+                case {"id_slot": int(slot)}:
+                    self.slot = slot
         if isinstance(timings := chunk.get("timings"), dict):
             self.timings = timings
         if isinstance(progress := chunk.get("prompt_progress"), dict):

@@ -85,13 +85,9 @@ def test_a_quick_answer_is_left_alone() -> None:
         await events.end(response("Hello.Hello."))
         return reply.sent
 
-    assert kinds(asyncio.run(talk())) == [
-        "head",
-        "message_start",
-        "Hello.",
-        "Hello.",
-        "message_stop",
-    ]
+    sent = asyncio.run(talk())
+    assert kinds(sent) == ["head", "message_start", "Hello.", "message_stop"]
+    assert "Hello." in sent[1]  # the first token waits for no packet of its own
 
 
 def test_silence_is_broken_before_the_first_piece_and_after() -> None:
