@@ -102,7 +102,7 @@ def test_what_comes_after_the_last_that_was_wanted_is_kept() -> None:
         async with connected(three) as stream:
             await stream.each(lambda _: None, soon())
             rest = b""
-            while data := await stream.receive():
+            while data := await stream.receive(soon()):
                 rest += data
             return rest
 
@@ -189,12 +189,12 @@ def test_a_connection_that_is_reset_broke(by_step: bool) -> None:
         writer.transport.abort()
 
     async def read_all(stream: LoopStream) -> None:
-        while await stream.receive():
+        while await stream.receive(soon()):
             pass
 
     async def talk() -> None:
         async with connected(reset) as stream:
-            await stream.send(b"x")
+            await stream.send(b"x", soon())
             each = stream.each(lambda data: soon() if data else None, soon())
             with pytest.raises(BrokenError):
                 await (each if by_step else read_all(stream))
@@ -222,7 +222,7 @@ def test_a_server_is_made_to_wait_for_who_does_not_read() -> None:
             await asyncio.sleep(0.1)  # it does not read
             stuck = sent
             got = 0
-            while data := await stream.receive():
+            while data := await stream.receive(soon()):
                 got += len(data)
             assert got >= stuck, "and gets it all in the end"
             return stuck
@@ -233,7 +233,7 @@ def test_a_server_is_made_to_wait_for_who_does_not_read() -> None:
 def test_who_sends_waits_for_a_server_that_does_not_read() -> None:
     async def talk() -> None:
         async with connected(silent_for_a_while) as stream:
-            sending = asyncio.create_task(stream.send(b"x" * 32 * 2**20))
+            sending = asyncio.create_task(stream.send(b"x" * 32 * 2**20, soon()))
             done, _ = await asyncio.wait([sending], timeout=0.05)
             assert not done
             reading.set()
