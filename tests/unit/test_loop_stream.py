@@ -249,6 +249,47 @@ def test_who_sends_waits_for_a_server_that_does_not_read() -> None:
     asyncio.run(talk())
 
 
+@pytest.mark.parametrize("sends", [True, False])
+@pytest.mark.parametrize("why", [ExpiredError, AbortedError])
+def test_who_waits_for_the_server_is_told_that_it_is_over(
+    sends: bool, why: type[WireError]
+) -> None:
+    async def deaf(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await over.wait()
+        writer.transport.abort()
+        await asyncio.sleep(0)  # it is closed in the next turn
+
+    async def talk() -> None:
+        async with connected(deaf) as stream:
+            until = soon(0.02) if why is ExpiredError else soon()
+            if why is AbortedError:
+                asyncio.get_running_loop().call_later(0.02, stream.fail, AbortedError("closed"))
+            try:
+                with pytest.raises(why):
+                    await (
+                        stream.send(b"x" * 32 * 2**20, until) if sends else stream.receive(until)
+                    )
+            finally:
+                over.set()
+
+    over = asyncio.Event()
+    asyncio.run(talk())
+
+
+def test_a_server_on_this_machine_is_there_at_once_or_not_at_all() -> None:
+    async def talk() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            stream = await LoopStream.connect_here("127.0.0.1", port)
+            assert stream is not None
+            await stream.aclose()
+        assert await LoopStream.connect_here("127.0.0.1", port) is None
+        assert await LoopStream.connect_here("192.0.2.1", port) is None
+
+    asyncio.run(talk())
+
+
 class CountingLoop(asyncio.SelectorEventLoop):
     """Counts what is put off to its next turn: each is a turn, and a call to the system."""
 
