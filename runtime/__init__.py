@@ -85,7 +85,7 @@ if TYPE_CHECKING:
     )
     from runtime.inference.bounds import Bounds
     from runtime.inference.embeddings import TruncatedEmbeddingResult, TruncatedText
-    from runtime.inference.sessions import Session, SessionMessage
+    from runtime.inference.session_result import Session, SessionMessage
     from runtime.server.manager import ServerManager
     from runtime.server.snapshot import ServerSnapshot
     from runtime.settings import RestartPolicy, ServerConfig
@@ -186,9 +186,9 @@ _HOMES = {
     "ServerConfig": "runtime.settings",
     "ServerManager": "runtime.server.manager",
     "ServerSnapshot": "runtime.server.snapshot",
-    "Session": "runtime.inference.sessions",
+    "Session": "runtime.inference.session_result",
     "SessionInfo": "runtime.store.sessions",
-    "SessionMessage": "runtime.inference.sessions",
+    "SessionMessage": "runtime.inference.session_result",
     "SessionStore": "runtime.store.sessions",
     "ThoughtEvent": "runtime.client._stream",
     "TruncatedEmbeddingResult": "runtime.inference.embeddings",

@@ -161,10 +161,14 @@ def compared(one: Run, other: Run) -> list[int]:
     return differing
 
 
-def check_tuned(config: ServerConfig, asked: list[LLMRequest]) -> int:
-    """Compare the defaults with all that ``tune`` may take; 1 if an answer differs."""
-    tried = [DEFAULT, *choosable(config)]
-    with ThreadPoolExecutor(2) as pool:
+def check_tuned(config: ServerConfig, asked: list[LLMRequest], *, only: str) -> int:
+    """Compare the defaults with all that ``tune`` may take and that has ``only`` in its name.
+
+    Returns 1 if an answer differs.
+    """
+    tried = [DEFAULT, *(each for each in choosable(config) if only in each.name)]
+    # Engines of several threads stand in each other's way.
+    with ThreadPoolExecutor(2 if config.threads == 1 else 1) as pool:
         plain, *runs = pool.map(
             lambda each: answered(config.model_copy(update=dict(each.settings)), asked, at_once=1),
             tried,
@@ -220,6 +224,7 @@ def main() -> int:
     parser.add_argument(
         "--tuned", action="store_true", help="Compare with all that `tune` may take, one at a time."
     )
+    parser.add_argument("--only", default="", help="With --tuned: what has this in its name.")
     options = parser.parse_args()
     settings: dict[str, Any] = {
         "threads": options.threads or None,
@@ -229,7 +234,7 @@ def main() -> int:
     }
     asked = questions(options.prompts, options.tokens)
     if options.tuned:
-        return check_tuned(ServerConfig(**settings), asked)
+        return check_tuned(ServerConfig(**settings), asked, only=options.only)
     steps = {
         "batch_size": max(512, options.ubatch_size),
         "ubatch_size": options.ubatch_size,

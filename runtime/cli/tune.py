@@ -13,6 +13,7 @@ from rich.live import Live
 from runtime.cli import output
 from runtime.cli.options import chosen, server_options
 from runtime.cli.tune_view import explained, in_a_line, picture, rows
+from runtime.errors import StorageError
 from runtime.server import profiles
 from runtime.settings import DEFAULT_MODEL, ServerConfig
 from runtime.store import ModelStore
@@ -115,7 +116,8 @@ def tune(
     if reset:
         found = store.resolve(name)
         count = profiles.forget(found)
-        output.note(f"Forgot {count} profile{'s' if count != 1 else ''} of {found.name}.")
+        some = f"Forgot {count} profile{'s' if count != 1 else ''} of {found.name}."
+        output.note(some if count else f"{found.name} was not tuned: there is nothing to forget.")
         return
     if explain:
         _explain(store.resolve(name), config, as_json=as_json)
@@ -142,12 +144,19 @@ def tune(
             "machine."
         )
     profile, outcome = _measured(tuning, minutes * 60)
-    path = profiles.keep(profile)
+    path, refused = None, None
+    try:
+        path = profiles.keep(profile)
+    except StorageError as exc:
+        refused = exc  # first of all what took minutes to find
     if as_json:
-        output.result_json({**asdict(profile), "path": str(path)})
-        return
-    output.table(("TRIED", "GAIN", "ROUNDS", "RESULT"), rows(outcome.standings))
-    output.result(f"\nTaken: {outcome.summary}.")
+        output.result_json({**asdict(profile), "path": str(path) if path else None})
+    else:
+        if outcome.standings:
+            output.table(("TRIED", "GAIN", "ROUNDS", "RESULT"), rows(outcome.standings))
+        output.result(f"\nTaken: {outcome.summary}.")
+    if refused is not None:
+        raise refused
     output.note(f"Kept in {path}; `--explain` shows it, `--reset` forgets it.")
 
 
@@ -155,10 +164,10 @@ def _measured(tuning: Tuning, budget_s: float) -> tuple[KeptProfile, Outcome]:
     """Measure, and show how it goes."""
     plan = tuning.plan
     count = len(tuning.candidates)
+    time_told = f"{budget_s / 60:.1f} min" if budget_s >= 60 else f"{budget_s:.0f} s"
     output.note(
-        f"Tuning {tuning.model.name} on {plan.choice.engine.kind} for {budget_s / 60:.1f} min at "
-        f"most: {count} candidate{'s' if count != 1 else ''}, up to {tuning.most_engines} engines "
-        "at once."
+        f"Tuning {tuning.model.name} on {plan.choice.engine.kind} for {time_told} at most: {count} "
+        f"candidate{'s' if count != 1 else ''}, up to {tuning.most_engines} engines at once."
     )
     if tuning.withheld:
         output.note(

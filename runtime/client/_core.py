@@ -45,7 +45,8 @@ if TYPE_CHECKING:
         ToolSpec,
     )
     from runtime.inference.effects import Flow
-    from runtime.inference.sessions import Keeping, Session
+    from runtime.inference.session_result import Session
+    from runtime.inference.sessions import Keeping
     from runtime.inference.wishes import Wish
     from runtime.server.manager import Role, ServerManager
     from runtime.settings import ServerConfig

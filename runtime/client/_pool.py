@@ -6,26 +6,21 @@ import logging
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
+from runtime.client import _refusals
 from runtime.client._residency import Resident, admit, next_due, overdue
 from runtime.client._seats import Lease, LoadError, Seat, State
-from runtime.errors import LLMError, ModelTooLargeError, QueueFullError, RequestTimeoutError
+from runtime.errors import LLMError
 from runtime.inference.failures import client_closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from runtime.client._seats import Loader
+    from runtime.errors import RequestTimeoutError
 
 R = TypeVar("R")
-
-_DOING: Final = {
-    State.PREPARING: "its file was being fetched or looked at",
-    State.LOADING: "its engine was loading it",
-    State.READY: "it was ready just then",
-    State.UNLOADING: "its engine was being ended, to be started anew",
-}
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +111,12 @@ class ModelPool(Generic[R]):
                     seat.state = State.UNLOADING
                     self._thread(self._unload, seat)
                 if seat.state is not State.UNLOADING:
-                    _refuse_crowd(seat, most_waiting)
+                    if (
+                        seat.loaded is None
+                        and most_waiting is not None
+                        and seat.users >= most_waiting
+                    ):
+                        raise _refusals.crowded(seat.name, seat.users, most_waiting)
                     return self._claim(seat, until, began_at, given_up)
                 self._wait(seat, until, began_at)
 
@@ -227,24 +227,9 @@ class ModelPool(Generic[R]):
 
     def _late(self, seat: Seat[R], after_s: float) -> RequestTimeoutError:
         if not seat.waits_for_room:
-            return RequestTimeoutError(
-                f"{seat.name} was not loaded within {after_s:.1f} s (total deadline): "
-                f"{_DOING[seat.state]}.",
-                phase="load",
-                after_s=after_s,
-                doing=_DOING[seat.state],
-                hint="Raise request_timeout_s, or fetch the model beforehand.",
-            )
-        used = ", ".join(each.name for each in self._seats.values() if each.users and each.loaded)
-        return RequestTimeoutError(
-            f"There was no room for {seat.name} within {after_s:.1f} s (total deadline): it needs "
-            f"{seat.planned_bytes / 2**20:,.0f} MiB of {self._budget / 2**20:,.0f} MiB, and models "
-            f"in use are not unloaded ({used or 'none now'}).",
-            phase="room",
-            after_s=after_s,
-            doing=f"in use: {used}" if used else None,
-            hint="Raise memory_budget_bytes or request_timeout_s, or close streams that are open.",
-        )
+            return _refusals.not_loaded(seat.name, seat.state, after_s)
+        used = [each.name for each in self._seats.values() if each.users and each.loaded]
+        return _refusals.no_room(seat.name, seat.planned_bytes, self._budget, used, after_s)
 
     def _residents(self, but: Seat[R] | None = None) -> list[Resident]:
         return [
@@ -298,13 +283,7 @@ class ModelPool(Generic[R]):
                     raise client_closed()
                 admission = admit(self._residents(but=seat), seat.planned_bytes, self._budget)
                 if admission.verdict == "never":
-                    raise ModelTooLargeError(
-                        f"{seat.name} needs {seat.planned_bytes / 2**20:,.0f} MiB, and the memory "
-                        f"budget is {self._budget / 2**20:,.0f} MiB.",
-                        needed_bytes=seat.planned_bytes,
-                        available_bytes=self._budget,
-                        hint="Raise memory_budget_bytes, or lower ctx_size or parallel.",
-                    )
+                    raise _refusals.too_large(seat.name, seat.planned_bytes, self._budget)
                 if admission.verdict == "load":
                     seat.state, seat.waits_for_room = State.LOADING, False
                     return
@@ -354,14 +333,3 @@ class ModelPool(Generic[R]):
         for seat in going:
             log.info("unloading %s, unused for %.0f s", seat.name, seat.idle_timeout_s or 0.0)
             self._unload(seat)
-
-
-def _refuse_crowd(seat: Seat[R], most_waiting: int | None) -> None:
-    if seat.loaded is None and most_waiting is not None and seat.users >= most_waiting:
-        raise QueueFullError(
-            f"{seat.name} is still being loaded, and {seat.users} requests wait for it already.",
-            waiting=seat.users,
-            running=0,
-            max_queue=most_waiting,
-            hint="Send fewer at once, try again later, or raise max_queue.",
-        )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     )
     from runtime.inference.effects import Flow
     from runtime.inference.embeddings import TruncatedEmbeddingResult
-    from runtime.inference.sessions import Session
+    from runtime.inference.session_result import Session
     from runtime.inference.wishes import Wish
 
 T = TypeVar("T")

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import anyio
 
 from runtime.inference import http_head
+from runtime.inference.connecting import headers, no_tls, tls_context
 from runtime.inference.effects import (
     AbortedError,
     BrokenError,
@@ -20,7 +21,6 @@ from runtime.inference.effects import (
 )
 from runtime.inference.http_body import Body
 from runtime.inference.loop_stream import LoopStream
-from runtime.inference.transport import headers, no_tls, tls_context
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterator

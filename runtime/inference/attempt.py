@@ -35,7 +35,8 @@ from runtime.inference.exchange import (
     opened,
     post,
 )
-from runtime.inference.recovery import BrokeOffError, Course, DivergedError
+from runtime.inference.recovery import BrokeOffError, Course
+from runtime.inference.replay import DivergedError
 from runtime.inference.scores import Scores
 from runtime.inference.sse import SseDecoder
 from runtime.inference.stream import ThoughtDelta

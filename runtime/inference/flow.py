@@ -19,7 +19,8 @@ from runtime.errors import (
 from runtime.inference import failures, follow_ups, payload, queueing, reply, wishes
 from runtime.inference.attempt import Ask, SilentStreamError, send
 from runtime.inference.effects import Emit, Pause
-from runtime.inference.recovery import BrokeOffError, DivergedError
+from runtime.inference.recovery import BrokeOffError
+from runtime.inference.replay import DivergedError
 from runtime.inference.seating import Seating
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from runtime.inference.clock import Pace
     from runtime.inference.effects import Flow
     from runtime.inference.places import Places, Seat
-    from runtime.inference.sessions import Keeping, Session
+    from runtime.inference.session_result import Session
+    from runtime.inference.sessions import Keeping
     from runtime.inference.wishes import Wish
 
 

@@ -16,7 +16,7 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from runtime.contracts import LLMMessage, Provenance, ToolCall
+from runtime.contracts import Provenance
 from runtime.errors import (
     LLMBadResponseError,
     LLMError,
@@ -29,58 +29,23 @@ from runtime.inference.effects import locate
 from runtime.inference.places import Places, Seat, keys_of
 from runtime.inference.queueing import take_place
 from runtime.inference.session_proof import proof_body, refuse_other, unproven
+from runtime.inference.session_result import session_of
 from runtime.inference.slot_state import act, folder_of, prove, render
 from runtime.store.sessions import Proof, SessionHead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from runtime.engines.base import Endpoint
     from runtime.inference.clock import Limits, Pace
     from runtime.inference.effects import Flow
     from runtime.inference.places import Keys
-    from runtime.inference.session_proof import Answered
+    from runtime.inference.session_result import Session
     from runtime.inference.wishes import Wish
     from runtime.store.sessions import SessionStore
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionMessage(LLMMessage):
-    """A message of a restored conversation.
-
-    Attributes:
-        tool_calls: The calls that an assistant's message made.
-    """
-
-    tool_calls: tuple[ToolCall, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """A conversation whose state is in the engine and on disk.
-
-    Attributes:
-        path: Its file.
-        size_bytes: The file's size.
-        messages: The conversation; what comes next is appended to it.
-        tokens: Tokens whose state it holds.
-        reused: Tokens of the conversation's prompt that the engine found in it.
-        processed: Tokens of that prompt that it had to compute, the last one always.
-        engine_ms: Milliseconds that the engine took to write or read the state.
-        evicted: Names of sessions that were removed to make room for this one.
-    """
-
-    path: Path
-    size_bytes: int
-    messages: tuple[SessionMessage, ...]
-    tokens: int
-    reused: int
-    processed: int
-    engine_ms: float
-    evicted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +141,7 @@ class Keeping:
                 state.unlink(missing_ok=True)
         # To restore it reads the state twice, around a proof that takes as long as a token.
         self._keep(name, keys, head, endpoint, restore_s=3 * took_s)
-        return _session(path, head, proof, engine_ms=_ms(written, "save_ms"), evicted=evicted)
+        return session_of(path, head, proof, engine_ms=_ms(written, "save_ms"), evicted=evicted)
 
     def restore(self, name: str | Path) -> Flow[Session]:
         """Bring a saved conversation back into the engine, and prove it.
@@ -263,7 +228,7 @@ class Keeping:
             state.unlink(missing_ok=True)
         self._keep(name, keys, head, endpoint, restore_s=clock.elapsed_ms / 1000)
         path = self._store.path_of(name)
-        return _session(path, head, said, engine_ms=_ms(read, "restore_ms"))
+        return session_of(path, head, said, engine_ms=_ms(read, "restore_ms"))
 
     def _keep(
         self,
@@ -334,53 +299,13 @@ class _Held:
     kept: bool = False
 
 
-def _session(
-    path: Path,
-    head: SessionHead,
-    said: Answered,
-    *,
-    engine_ms: float,
-    evicted: Sequence[str] = (),
-) -> Session:
-    return Session(
-        path=path,
-        size_bytes=path.stat().st_size,
-        messages=_messages(head),
-        tokens=head.tokens,
-        reused=said.reused,
-        processed=said.processed,
-        engine_ms=engine_ms,
-        evicted=tuple(evicted),
-    )
-
-
-def _messages(head: SessionHead) -> tuple[SessionMessage, ...]:
-    return tuple(
-        SessionMessage(
-            role=each["role"],
-            content=each["content"],
-            name=each.get("name"),
-            tool_call_id=each.get("tool_call_id"),
-            tool_calls=tuple(
-                ToolCall(
-                    name=call["function"]["name"],
-                    arguments_json=call["function"]["arguments"],
-                    call_id=call["id"],
-                )
-                for call in each.get("tool_calls", ())
-            ),
-        )
-        for each in head.messages
-    )
+def _only(endpoint: Endpoint, keys: Keys) -> Seat | None:
+    """The one slot of an engine that has no more."""
+    return Seat(0, endpoint.generation, keys) if endpoint.slots == 1 else None
 
 
 def _ms(told: Mapping[str, Any], name: str) -> float:
     return float(told.get("timings", {}).get(name, 0.0))
-
-
-def _only(endpoint: Endpoint, keys: Keys) -> Seat | None:
-    """The one slot of an engine that has no more."""
-    return Seat(0, endpoint.generation, keys) if endpoint.slots == 1 else None
 
 
 def _refused(exc: LLMInvalidRequestError) -> SessionMismatchError:

@@ -14,10 +14,6 @@ connection holds one of its threads. A connection on loopback costs a tenth of a
 from __future__ import annotations
 
 import contextlib
-import functools
-import io
-import socket
-import ssl
 import threading
 import time
 from http.client import HTTPConnection, HTTPException, HTTPResponse
@@ -25,6 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from runtime.errors import LLMError, RequestTimeoutError
+from runtime.inference.connecting import connect, headers
 from runtime.inference.effects import (
     AbortedError,
     BrokenError,
@@ -35,8 +32,6 @@ from runtime.inference.effects import (
     Locate,
     Open,
     Read,
-    UnreachableError,
-    UntrustedError,
     WireError,
 )
 from runtime.inference.failures import client_closed
@@ -45,11 +40,10 @@ from runtime.inference.queueing import SlotQueue
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from _typeshed import WriteableBuffer
-
     from runtime.contracts import LLMDelta
     from runtime.engines.base import Endpoint
-    from runtime.inference.effects import Flow, HttpRequest
+    from runtime.inference.connecting import DeadlineSocket
+    from runtime.inference.effects import Flow
     from runtime.inference.queueing import Place
     from runtime.inference.switchboard import Switchboard
 
@@ -73,7 +67,7 @@ class Wire:
         self._woken = threading.Event()
         self._queue = SlotQueue() if queue is None else queue
         self._place: Place | None = None
-        self._socket: _DeadlineSocket | None = None
+        self._socket: DeadlineSocket | None = None
         self._response: HTTPResponse | None = None
 
     def open(self, effect: Open) -> HttpHead:
@@ -85,8 +79,8 @@ class Wire:
         self._disconnect()
         request = effect.request
         parts = urlsplit(request.base_url)
-        with self._translated():
-            connected = _connect(parts.scheme, parts.hostname or "", parts.port, effect)
+        with _Translated(self):
+            connected = connect(parts.scheme, parts.hostname or "", parts.port, effect)
             self._socket = connected
             if self.aborted:  # while it was being connected
                 raise AbortedError("closed")
@@ -110,7 +104,7 @@ class Wire:
         if self._socket is None or self._response is None:
             return b""
         self._socket.until = until
-        with self._translated():
+        with _Translated(self):
             data = self._response.read1(_PACKET_BYTES)
             if not data and self._response.length:
                 raise BrokenError(f"{self._response.length} bytes are missing")
@@ -191,9 +185,6 @@ class Wire:
         if connected is not None:
             connected.shut_down()
 
-    def _translated(self) -> _Translated:
-        return _Translated(self)
-
 
 def iterate(
     flow: Flow[T], *, locate: Callable[[float], Endpoint], board: Switchboard, wire: Wire
@@ -267,108 +258,3 @@ class _Translated:
             raise ExpiredError("the deadline has passed") from exc
         if isinstance(exc, OSError | HTTPException):
             raise BrokenError(str(exc) or type(exc).__name__) from exc
-
-
-class _DeadlineSocket:
-    """What http.client needs of a socket, with one instant by which everything must be done."""
-
-    def __init__(self, connected: socket.socket, until: float) -> None:
-        self.until = until
-        self._socket = connected
-
-    def sendall(self, data: bytes) -> None:
-        self.hurry()
-        self._socket.sendall(data)
-
-    def makefile(self, mode: str) -> io.BufferedReader:  # noqa: ARG002 - http.client asks for "rb"
-        return io.BufferedReader(_Packets(self), _PACKET_BYTES)
-
-    def receive_into(self, buffer: WriteableBuffer) -> int:
-        self.hurry()
-        return self._socket.recv_into(buffer)
-
-    def hurry(self) -> None:
-        """Let the next call take no longer than there is time."""
-        left = self.until - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._socket.settimeout(left)
-
-    def shut_down(self) -> None:
-        try:
-            # Not SSLSocket's own method, which takes the TLS state away from who reads just now.
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-        except OSError:
-            return  # it ended by itself, or its thread closed it just now
-
-    def close(self) -> None:
-        """Not yet: http.client lets go of the socket as soon as it has a response to read from."""
-
-    def hang_up(self) -> None:
-        self._socket.close()
-
-
-class _Packets(io.RawIOBase):
-    """The bytes of a deadline socket, as http.client's reader wants them."""
-
-    def __init__(self, source: _DeadlineSocket) -> None:
-        super().__init__()
-        self._source = source
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        return self._source.receive_into(buffer)
-
-
-def _connect(scheme: str, host: str, port: int | None, effect: Open) -> _DeadlineSocket:
-    secure = scheme == "https"
-    seconds = min(effect.connect_timeout_s, effect.until - time.monotonic())
-    if seconds <= 0:
-        raise TimeoutError
-    try:
-        connected = socket.create_connection((host, port or (443 if secure else 80)), seconds)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    except TimeoutError as exc:
-        raise ExpiredError(f"no connection to {host}", connecting=True) from exc
-    except (OSError, UnicodeError) as exc:  # UnicodeError: a name that IDNA cannot encode
-        raise UnreachableError(str(exc)) from exc
-    if secure:
-        connected = _secured(connected, host)
-    return _DeadlineSocket(connected, effect.until)
-
-
-@functools.cache
-def tls_context() -> ssl.SSLContext:
-    """What TLS connections trust: the system's authorities, read once (some 20 ms)."""
-    return ssl.create_default_context()
-
-
-def _secured(connected: socket.socket, host: str) -> socket.socket:
-    """The connection with TLS on it; within what is left of the time to connect."""
-    try:
-        return tls_context().wrap_socket(connected, server_hostname=host)
-    except TimeoutError as exc:
-        connected.close()
-        raise ExpiredError(f"no TLS with {host}", connecting=True) from exc
-    except (OSError, UnicodeError) as exc:
-        connected.close()
-        raise no_tls(host, exc) from exc
-
-
-def no_tls(host: str, why: BaseException) -> UnreachableError:
-    """What it means that TLS with a host failed."""
-    if isinstance(why, ssl.SSLCertVerificationError):
-        return UntrustedError(why.verify_message)
-    return UnreachableError(f"no TLS with {host}: {why}")
-
-
-def headers(request: HttpRequest) -> dict[str, str]:
-    """The header fields of a request, besides those that HTTP itself needs."""
-    fields = {"Connection": "close", "User-Agent": "llama-runtime"}
-    if request.body is not None:
-        fields["Content-Type"] = "application/json"
-    if request.api_key:
-        fields["Authorization"] = f"Bearer {request.api_key}"
-    return fields

@@ -148,4 +148,6 @@ def _read(paths: list[Path]) -> Iterator[KeptProfile | str]:
 def _why(exc: Exception) -> str:
     if isinstance(exc, json.JSONDecodeError):
         return "it is no JSON"
+    if isinstance(exc, TypeError):
+        return "it is no profile"
     return f"{exc} is missing" if isinstance(exc, KeyError) else str(exc)

@@ -25,13 +25,20 @@ def private_opener(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def disk_error(exc: OSError, path: Path) -> StorageError:
-    """What the operating system's refusal to use ``path`` means to a person."""
+def disk_error(exc: OSError, path: Path, *, resumes: bool = False) -> StorageError:
+    """What the operating system's refusal to use ``path`` means to a person.
+
+    Args:
+        exc: The refusal.
+        path: What was to be used.
+        resumes: Whether the next try goes on from what has been written.
+    """
     reason = exc.strerror or str(exc)
     if exc.errno in _FULL:
+        kept = " What has arrived is kept, and the next try goes on from there."
         return StorageError(
-            f"The disk is full or the limit is reached while writing {path}: {reason}. "
-            "What has arrived is kept, and the next try goes on from there.",
+            f"The disk is full or the limit is reached while writing {path}: {reason}."
+            f"{kept if resumes else ''}",
             path=path,
             hint=f"Free some room (`llama-runtime models rm NAME`), or {_MOVE}.",
         )

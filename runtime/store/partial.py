@@ -70,7 +70,7 @@ class Partial:
             self._digest = hash_file(self._path, advance=advance)
             self.offset = self._path.stat().st_size
         except OSError as exc:
-            raise disk_error(exc, self._path) from exc
+            raise disk_error(exc, self._path, resumes=True) from exc
 
     def discard(self) -> None:
         """Forget what was there.
@@ -82,7 +82,7 @@ class Partial:
             self._path.unlink(missing_ok=True)
             self._state.unlink(missing_ok=True)
         except OSError as exc:
-            raise disk_error(exc, self._path) from exc
+            raise disk_error(exc, self._path, resumes=True) from exc
         self._digest, self.offset, self.etag = hashlib.sha256(), 0, None
 
     def remember(self, etag: str | None) -> None:
@@ -108,13 +108,13 @@ class Partial:
         try:
             file = open(self._path, "ab", buffering=0, opener=private_opener)  # noqa: SIM115
         except OSError as exc:
-            raise disk_error(exc, self._path) from exc
+            raise disk_error(exc, self._path, resumes=True) from exc
 
         def take(data: bytes) -> None:
             try:
                 _write_all(file, data)
             except OSError as exc:
-                raise disk_error(exc, self._path) from exc
+                raise disk_error(exc, self._path, resumes=True) from exc
             self._digest.update(data)
             self.offset += len(data)
 
@@ -134,7 +134,7 @@ class Partial:
             self._state.unlink(missing_ok=True)
             sync_folder(self.target.parent)
         except OSError as exc:
-            raise disk_error(exc, self.target) from exc
+            raise disk_error(exc, self.target, resumes=True) from exc
 
 
 def _write_all(file: FileIO, data: bytes) -> None:

@@ -179,13 +179,10 @@ def _left(standings: Mapping[str, Standing]) -> str:
     """What became of candidates none of which was measured to the end."""
     refused = sum(each.state == "refused" for each in standings.values())
     untried = sum(each.note == NOT_TRIED for each in standings.values())
-    counts = (
-        (len(standings) - refused - untried, "slower"),
-        (refused, "refused"),
-        (untried, "not tried, which more minutes would change,"),
-    )
+    slower = len(standings) - refused - untried
+    counts = ((slower, "slower"), (refused, "refused"), (untried, "not tried for want of minutes"))
     told = ", ".join(f"{count} {what}" for count, what in counts if count)
-    return f"{told} of {len(standings)} candidates"
+    return f"all else was no better ({told})"
 
 
 def _told(found: Estimate) -> str:

@@ -160,7 +160,8 @@ def _finalists(
             finalists.append(same)
     for standing in list(on.standings.values()):
         if standing.candidate not in finalists and standing.state == "in":
-            on.drop(standing.candidate, "out", standing.note or "not the best")
+            why = standing.note if standing.equal_to else "not the best"
+            on.drop(standing.candidate, "out", why)
     return finalists
 
 

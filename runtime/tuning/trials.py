@@ -40,6 +40,12 @@ _LEAST_JSON: Final = 0.2
 _FIRST_SCALE: Final = 0.1
 _LEAST_SCALE: Final = 0.05
 
+_LONG: Final[tuple[WorkloadName, ...]] = ("agent-loop", "code-edit", "long-prompt")
+"""Workloads whose prompts might be longer than a context; their lengths follow the scale."""
+
+_FILLED: Final = 0.9
+"""Of the context at most: prompts of other rounds are a little longer."""
+
 
 class EngineArena:
     """Engines of candidates, ended with it.
@@ -94,6 +100,8 @@ class EngineArena:
 
     def calibrate(self, round_s: float) -> float:
         """Choose the length of the workloads by how long a short round takes."""
+        self._largest = min(self._largest, self._fitting())
+        self._scale = min(self._scale, self._largest)
         took_s = self._seconds(DEFAULT, _APART - 1)
         scale = min(self._largest, max(_LEAST_SCALE, self._scale * round_s / took_s))
         took_s *= scale / self._scale
@@ -133,6 +141,20 @@ class EngineArena:
             )
         made = workload(_NAMES[name], number=number, scale=self._scale)
         return made if name != "json" else _shortened(made, max(_LEAST_JSON, self._scale))
+
+    def _fitting(self) -> float:
+        """The scale at which the longest prompts fit the context, by the model's own tokens."""
+        client = self._warm(DEFAULT)
+        context = self._started(client).context_tokens or 0
+        fitting = 1.0
+        for name in _LONG:
+            if name not in self._workloads or not context:
+                continue
+            asked = workload(name, number=_APART - 1, scale=self._largest).conversations[0][-1]
+            tokens = client.count_tokens(asked.messages)
+            room = _FILLED * context - asked.max_tokens
+            fitting = min(fitting, self._largest * room / tokens)
+        return max(_LEAST_SCALE, fitting)
 
     def _seconds(self, candidate: Candidate, number: int) -> float:
         began_s = time.perf_counter()

@@ -123,6 +123,18 @@ def test_a_profile_that_cannot_be_used_breaks_no_start(
     assert any("it is no JSON" in note for note in snapshot.notes)
 
 
+def test_what_cannot_be_kept_is_told_all_the_same(tiny_model_path: Path) -> None:
+    """Minutes of measuring are not thrown away for a disk that refuses."""
+    directories().profiles.parent.mkdir(parents=True, exist_ok=True)
+    directories().profiles.write_bytes(b"no folder")
+
+    ran = _tune(tiny_model_path, "--minutes", "0.01", "--workload", "long-prompt")
+
+    assert ran.returncode == 5
+    assert "Taken: " in ran.stdout
+    assert str(directories().profiles) in "".join(ran.stderr.split())
+
+
 def test_what_was_kept_with_changes_allowed_is_not_kept_without(tiny_model_path: Path) -> None:
     _keep(tiny_model_path, speculation="ngram-mod", flash_attn="off")
     model = ModelStore().resolve(str(tiny_model_path))

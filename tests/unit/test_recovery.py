@@ -39,7 +39,7 @@ from runtime.inference.effects import (
 )
 from runtime.inference.flow import converse
 from runtime.inference.incidents import Incidents
-from runtime.inference.recovery import Delivered, DivergedError, Replay
+from runtime.inference.replay import Delivered, DivergedError, Replay
 from runtime.inference.reply import Backend
 from runtime.inference.sse import SseDecoder
 from runtime.inference.stream import Answer

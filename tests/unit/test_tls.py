@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runtime import AsyncLlamaClient, ConnectionLostError, LlamaClient
-from runtime.inference.transport import tls_context
+from runtime.inference.connecting import tls_context
 from tests.fakes.openai_server import LOOPBACK, FakeServer
 
 if TYPE_CHECKING:

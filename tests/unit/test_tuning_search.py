@@ -203,7 +203,7 @@ def test_all_refused_is_the_default() -> None:
     outcome = _search(_Machine({}, broken=frozenset("ab")), A, B)
 
     assert outcome.taken is DEFAULT
-    assert outcome.summary == "the defaults: 2 refused of 2 candidates"
+    assert outcome.summary == "the defaults: all else was no better (2 refused)"
 
 
 def test_nothing_to_try_is_the_default() -> None:
