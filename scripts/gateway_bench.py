@@ -6,8 +6,14 @@ A pair is the same number of clients asking for answers of the same length, once
 once through the gateway, in changing order and each with prompts of one length that no cache knows.
 Told is the median over all pairs, with the quartiles, of what the gateway has of the engine's
 tokens per second, and of how much later its first token comes; of the latter there are more pairs,
-with short answers. Besides, what processor time a token costs in the gateway. At last 64 clients at
-once share the slots, where every failed request counts.
+with short answers. One client is asked in four times as many pairs as four, for a pair of single
+answers tells less and takes less time. Besides, what processor time a token costs in the gateway.
+At last 64 clients at once share the slots, where every failed request counts.
+
+Both ask the engine the same: prompts of the same tokens in number, and after the warm-up none that
+names a slot, for no conversation is gone on with. So the engine takes the slot that was used least
+lately, and saves it to its cache and looks there, for both. What the gateway asks for besides (how
+far the prompt is, the slot it was in) is part of what it costs.
 
 The engine has as many threads as it is given by default, unless ``--threads`` says otherwise.
 """
@@ -253,9 +259,11 @@ def report(clients: int, long: Sequence[Pair], short: Sequence[Pair]) -> None:
 
 async def compare(there: Served, clients: int, options: argparse.Namespace) -> None:
     """Engine and gateway in turns; prints what the gateway costs."""
-    await pair(there, clients, SHORT, 0)  # warms both up
-    long = [await pair(there, clients, options.tokens, n) for n in range(options.rounds)]
-    short = [await pair(there, clients, SHORT, n) for n in range(2 * options.rounds)]
+    for n in range(SLOTS):  # warms both up, and fills the slots
+        await pair(there, clients, SHORT, n)
+    rounds = options.rounds * SLOTS // clients
+    long = [await pair(there, clients, options.tokens, n) for n in range(rounds)]
+    short = [await pair(there, clients, SHORT, n) for n in range(2 * rounds)]
     report(clients, long, short)
 
 
@@ -266,7 +274,7 @@ def main() -> None:
     )
     parser.add_argument("models", nargs="*", default=["smollm2-135m"])
     parser.add_argument("--tokens", type=int, default=64, help="length of each answer")
-    parser.add_argument("--rounds", type=int, default=15, help="pairs at each number of clients")
+    parser.add_argument("--rounds", type=int, default=12, help="pairs of four clients")
     parser.add_argument(
         "--threads", type=int, help="the engine's; by default as many as by default"
     )
@@ -282,7 +290,7 @@ def main() -> None:
         with served(command, {**os.environ}) as there:
             print(
                 f"{Path(model).name}, {there.threads} engine threads, {options.tokens} tokens, "
-                f"{options.rounds} pairs"
+                f"{options.rounds * SLOTS} pairs of one client, {options.rounds} of {SLOTS}"
             )
             for clients in (1, SLOTS):
                 asyncio.run(compare(there, clients, options))

@@ -62,13 +62,17 @@ class AsyncWire:
         """
         await self._disconnect()
         self._stream = stream = await self._connect(effect)
-        with self._within(effect.until), _translated():
-            for piece in _encoded(effect.request):
-                await stream.send(piece)
-            head, came = await _head(stream)
-        self._body = Body(head.status, head.headers)
-        self._came = self._body.feed(came)
-        return head
+        for piece in _encoded(effect.request):
+            await self._send(stream, piece, effect.until)
+        data = b""
+        while received := await self._received(stream, effect.until):
+            data += received
+            if read := http_head.read(data):
+                head, came = read
+                self._body = Body(head.status, head.headers)
+                self._came = self._body.feed(came)
+                return head
+        raise BrokenError("the connection was closed without an answer")
 
     async def read(self, until: float) -> bytes:
         """The next bytes of the body; empty at its end.
@@ -80,8 +84,7 @@ class AsyncWire:
         if stream is None or body is None:
             return b""
         while not self._came and not body.ended:
-            with self._within(until), _translated():
-                received = await _received(stream)
+            received = await self._received(stream, until)
             self._came = body.feed(received)
             if not received:
                 body.close()
@@ -123,8 +126,7 @@ class AsyncWire:
                 wanted = step(b"")
             return wanted
 
-        if self.aborted:
-            raise AbortedError("closed")
+        self._check()
         await stream.each(take, until)
 
     async def pause(self, seconds: float) -> None:
@@ -195,9 +197,14 @@ class AsyncWire:
         parts = urlsplit(effect.request.base_url)
         host = parts.hostname or ""
         until = min(effect.until, time.monotonic() + effect.connect_timeout_s)
+        plain = parts.scheme != "https"
         try:
+            if plain and _on_asyncio():
+                here = await LoopStream.connect_here(host, parts.port or 80)
+                if here is not None:
+                    return here
             with self._within(until):
-                if parts.scheme != "https":
+                if plain:
                     connect = LoopStream.connect if _on_asyncio() else anyio.connect_tcp
                     return await connect(host, parts.port or 80)
                 return await anyio.connect_tcp(
@@ -215,6 +222,30 @@ class AsyncWire:
             raise UnreachableError(str(exc.__cause__ or exc) or f"no TLS with {host}") from exc
         raise AssertionError  # pragma: no cover
 
+    async def _send(self, stream: ByteStream | LoopStream, data: bytes, until: float) -> None:
+        if isinstance(stream, LoopStream):
+            self._check()
+            await stream.send(data, until)
+            return
+        with self._within(until), _translated():
+            await stream.send(data)
+
+    async def _received(self, stream: ByteStream | LoopStream, until: float) -> bytes:
+        """The next bytes of a connection; none at its end."""
+        if isinstance(stream, LoopStream):
+            self._check()
+            return await stream.receive(until)
+        with self._within(until), _translated():
+            try:
+                return await stream.receive(_PACKET_BYTES)
+            except anyio.EndOfStream:
+                return b""
+        raise AssertionError  # pragma: no cover
+
+    def _check(self) -> None:
+        if self.aborted:
+            raise AbortedError("closed")
+
     @contextlib.contextmanager
     def _within(self, until: float | None) -> Generator[None]:
         """Let what happens within take no longer than there is time, and be aborted."""
@@ -228,30 +259,9 @@ class AsyncWire:
                 yield
             finally:
                 self._scope = None
-        if self.aborted:
-            raise AbortedError("closed")
+        self._check()
         if scope.cancelled_caught:
             raise ExpiredError("the deadline has passed")
-
-
-async def _head(stream: ByteStream | LoopStream) -> tuple[HttpHead, bytes]:
-    """The head of the answer, and what came with it of the body."""
-    data = b""
-    while received := await _received(stream):
-        data += received
-        if read := http_head.read(data):
-            return read
-    raise BrokenError("the connection was closed without an answer")
-
-
-async def _received(stream: ByteStream | LoopStream) -> bytes:
-    """The next bytes of a connection; none at its end."""
-    if isinstance(stream, LoopStream):
-        return await stream.receive()
-    try:
-        return await stream.receive(_PACKET_BYTES)
-    except anyio.EndOfStream:
-        return b""
 
 
 def _on_asyncio() -> bool:

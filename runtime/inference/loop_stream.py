@@ -39,6 +39,7 @@ class LoopStream(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._waiting_bytes = 0
         self._paused = False
+        self._full = False
         self._lost: BrokenError | None = None
         self._ended = False
         self._news: asyncio.Future[None] | None = None
@@ -57,39 +58,52 @@ class LoopStream(asyncio.Protocol):
             OSError: There is none to be had.
         """
         loop = asyncio.get_running_loop()
-        address = _address(host)
-        if address is not None and address.is_loopback and (made := _at_once(host, port)):
-            _, stream = await loop.create_connection(cls, sock=made)
-            return stream
         # A race between addresses takes tasks of its own, which a single one needs not.
-        delay_s = None if address else _NEXT_ADDRESS_S
+        delay_s = None if _address(host) else _NEXT_ADDRESS_S
         _, stream = await loop.create_connection(cls, host, port, happy_eyeballs_delay=delay_s)
+        return stream
+
+    @classmethod
+    async def connect_here(cls, host: str, port: int) -> LoopStream | None:
+        """A connection to a server on this machine; None where it is elsewhere, or must wait."""
+        address = _address(host)
+        if address is None or not address.is_loopback or (made := _at_once(host, port)) is None:
+            return None
+        _, stream = await asyncio.get_running_loop().create_connection(cls, sock=made)
         return stream
 
     # --- for a task ---------------------------------------------------------------------------
 
-    async def send(self, data: bytes) -> None:
-        """Send; waits while the server takes nothing.
+    async def send(self, data: bytes, until: float) -> None:
+        """Send; waits while the server takes nothing, until that instant.
 
         Raises:
             BrokenError: The connection is gone.
+            ExpiredError: It took too long.
         """
         assert self._transport is not None  # noqa: S101 - it is connected before anyone has it
         if self._lost is None and not self._ended:
             self._transport.write(data)
-        if self._room is not None:
-            await self._room
+        if self._full and not self._ended:
+            self._room = self._loop.create_future()
+            self._await_by(until)
+            try:
+                await self._room
+            finally:
+                self._room = None
         if self._lost is not None:
             raise self._lost
 
-    async def receive(self) -> bytes:
-        """All that has come, waited for if need be; empty at the end.
+    async def receive(self, until: float) -> bytes:
+        """All that has come, waited for until that instant if need be; empty at the end.
 
         Raises:
             BrokenError: The connection broke.
+            ExpiredError: Nothing came in time.
         """
         if not self._pieces and not self._ended:
             self._news = self._loop.create_future()
+            self._await_by(until)
             try:
                 await self._news
             finally:
@@ -128,9 +142,10 @@ class LoopStream(asyncio.Protocol):
             self._over = self._step = None
 
     def fail(self, why: WireError) -> None:
-        """Let :meth:`each`, if somebody is in it, raise this."""
-        if self._over is not None and not self._over.done():
-            self._over.set_exception(why)
+        """Let whoever waits for something raise this."""
+        for awaited in (self._over, self._news, self._room):
+            if awaited is not None and not awaited.done():
+                awaited.set_exception(why)
 
     # --- for the event loop -------------------------------------------------------------------
 
@@ -167,12 +182,12 @@ class LoopStream(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The server takes nothing for now."""
-        self._room = self._loop.create_future()
+        self._full = True
 
     def resume_writing(self) -> None:
         """It takes more."""
-        room, self._room = self._room, None
-        self._wake(room)
+        self._full = False
+        self._wake(self._room)
 
     @staticmethod
     def _wake(waiter: asyncio.Future[None] | None) -> None:
@@ -214,7 +229,7 @@ class LoopStream(asyncio.Protocol):
 
     def _ring(self) -> None:
         self._timer = None
-        if self._over is None:
+        if self._over is None and self._news is None and self._room is None:
             return
         if time.monotonic() < self._until - _SLACK_S:
             self._await_by(self._until)

@@ -52,6 +52,8 @@ class Answer:
         prompt_s: Seconds it has been processing them, by its own clock.
         model: The model the server says answered.
         stop_text: Which of the caller's stop texts ended it, if one did and the server tells.
+        delivered: Whether any piece of text or of a call was returned for the caller.
+        slot: The slot it was written in, if the server tells.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class Answer:
         self._reader: CallReader | None = None
         self._held: list[str] | None = None
         self._thoughts: ThoughtReader | None = None
-        self._delivered = bool(prefix)
+        self.delivered = bool(prefix)
         self.progress: tuple[int, int] | None = None
         self.prompt_s: float = 0.0
         self.slot: int | None = None
@@ -138,11 +140,6 @@ class Answer:
     def calls(self) -> dict[int, ToolCall]:
         """The tool calls so far, by their index."""
         return self._calls.so_far
-
-    @property
-    def delivered(self) -> bool:
-        """Whether any piece of text or of a call was returned for the caller."""
-        return self._delivered
 
     @property
     def text(self) -> str:
@@ -362,12 +359,12 @@ class Answer:
         if self._held is not None:
             self._held.append(text)
             return []
-        self._delivered = True
+        self.delivered = True
         return [LLMDelta(text_delta=text)]
 
     def _call_deltas(self, position: int, piece: Mapping[str, Any]) -> list[LLMDelta]:
         held, self._held = self._held, None
-        self._delivered = True
+        self.delivered = True
         before = [LLMDelta(text_delta="".join(held))] if held else []
         index = int(piece.get("index", position))
         function = piece.get("function") or {}

@@ -79,7 +79,7 @@ class Wire:
         self._disconnect()
         request = effect.request
         parts = urlsplit(request.base_url)
-        with self._translated():
+        with _Translated(self):
             connected = connect(parts.scheme, parts.hostname or "", parts.port, effect)
             self._socket = connected
             if self.aborted:  # while it was being connected
@@ -104,7 +104,7 @@ class Wire:
         if self._socket is None or self._response is None:
             return b""
         self._socket.until = until
-        with self._translated():
+        with _Translated(self):
             data = self._response.read1(_PACKET_BYTES)
             if not data and self._response.length:
                 raise BrokenError(f"{self._response.length} bytes are missing")
@@ -184,9 +184,6 @@ class Wire:
         connected = self._socket
         if connected is not None:
             connected.shut_down()
-
-    def _translated(self) -> _Translated:
-        return _Translated(self)
 
 
 def iterate(

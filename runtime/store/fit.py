@@ -25,14 +25,10 @@ class FittedSizes:
     """Sizes that fit.
 
     Attributes:
-        slot_ctx: Tokens one request may hold.
-        parallel: Slots.
-        plan: What they take.
+        plan: What they take; they stand in its request.
         why: How they were chosen, one sentence.
     """
 
-    slot_ctx: int
-    parallel: int
     plan: MemoryPlan
     why: str
 
@@ -107,7 +103,7 @@ def fit_sizes(
     made = plan(request)
     if "auto" in (ctx_size, parallel) and made.host_bytes > room:
         raise _too_large(made, room, f"{memory.why}; {free}")
-    return FittedSizes(slot_ctx=request.slot_ctx, parallel=slots, plan=made, why=why)
+    return FittedSizes(plan=made, why=why)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -325,7 +325,7 @@ def test_where_nothing_fits_a_smaller_model_is_named() -> None:
 def test_with_plenty_the_training_context_and_four_slots_are_taken() -> None:
     sizes = fit_sizes(request(), ram(64 * GIB), ctx_size="auto", parallel="auto")
 
-    assert (sizes.slot_ctx, sizes.parallel) == (8192, 4)
+    assert (sizes.plan.request.slot_ctx, sizes.plan.request.parallel) == (8192, 4)
     assert sizes.why.startswith("what the model was trained for, with 6.40 GiB of 64.00 GiB left")
 
 
@@ -337,7 +337,8 @@ def test_a_margin_is_left_free() -> None:
     assert margin_bytes(memory) == 9 * GIB // 10
     room = 9 * GIB - margin_bytes(memory)
     assert sizes.plan.host_bytes <= room
-    assert plan(replace(request(parallel=4), slot_ctx=sizes.slot_ctx + 256)).host_bytes > room
+    made = sizes.plan.request
+    assert plan(replace(made, slot_ctx=made.slot_ctx + 256)).host_bytes > room
     assert "the most that fits" in sizes.why
 
 
@@ -348,7 +349,7 @@ def test_slots_are_given_up_before_a_good_context() -> None:
         request(), ram(two + 600 * MIB, total=4 * GIB), ctx_size="auto", parallel="auto"
     )
 
-    assert (sizes.slot_ctx, sizes.parallel) == (8192, 2)
+    assert (sizes.plan.request.slot_ctx, sizes.plan.request.parallel) == (8192, 2)
 
 
 def test_slots_alone_can_be_chosen() -> None:
@@ -356,14 +357,15 @@ def test_slots_alone_can_be_chosen() -> None:
 
     sizes = fit_sizes(request(), ram(two + 600 * MIB, total=GIB), ctx_size=4096, parallel="auto")
 
-    assert (sizes.slot_ctx, sizes.parallel) == (4096, 2)
+    assert (sizes.plan.request.slot_ctx, sizes.plan.request.parallel) == (4096, 2)
     assert "as many slots as fit" in sizes.why
 
 
 def test_sizes_that_were_set_stay() -> None:
     sizes = fit_sizes(request(), ram(GIB), ctx_size=512, parallel=3)
 
-    assert (sizes.slot_ctx, sizes.parallel, sizes.why) == (512, 3, "both were set")
+    made = sizes.plan.request
+    assert (made.slot_ctx, made.parallel, sizes.why) == (512, 3, "both were set")
 
 
 @pytest.mark.parametrize("sizes", [("auto", "auto"), ("auto", 2), (4096, "auto")])

@@ -102,7 +102,7 @@ def test_what_comes_after_the_last_that_was_wanted_is_kept() -> None:
         async with connected(three) as stream:
             await stream.each(lambda _: None, soon())
             rest = b""
-            while data := await stream.receive():
+            while data := await stream.receive(soon()):
                 rest += data
             return rest
 
@@ -189,12 +189,12 @@ def test_a_connection_that_is_reset_broke(by_step: bool) -> None:
         writer.transport.abort()
 
     async def read_all(stream: LoopStream) -> None:
-        while await stream.receive():
+        while await stream.receive(soon()):
             pass
 
     async def talk() -> None:
         async with connected(reset) as stream:
-            await stream.send(b"x")
+            await stream.send(b"x", soon())
             each = stream.each(lambda data: soon() if data else None, soon())
             with pytest.raises(BrokenError):
                 await (each if by_step else read_all(stream))
@@ -222,7 +222,7 @@ def test_a_server_is_made_to_wait_for_who_does_not_read() -> None:
             await asyncio.sleep(0.1)  # it does not read
             stuck = sent
             got = 0
-            while data := await stream.receive():
+            while data := await stream.receive(soon()):
                 got += len(data)
             assert got >= stuck, "and gets it all in the end"
             return stuck
@@ -233,7 +233,7 @@ def test_a_server_is_made_to_wait_for_who_does_not_read() -> None:
 def test_who_sends_waits_for_a_server_that_does_not_read() -> None:
     async def talk() -> None:
         async with connected(silent_for_a_while) as stream:
-            sending = asyncio.create_task(stream.send(b"x" * 32 * 2**20))
+            sending = asyncio.create_task(stream.send(b"x" * 32 * 2**20, soon()))
             done, _ = await asyncio.wait([sending], timeout=0.05)
             assert not done
             reading.set()
@@ -245,6 +245,47 @@ def test_who_sends_waits_for_a_server_that_does_not_read() -> None:
         await reading.wait()
         while await reader.read(2**20):
             pass
+
+    asyncio.run(talk())
+
+
+@pytest.mark.parametrize("sends", [True, False])
+@pytest.mark.parametrize("why", [ExpiredError, AbortedError])
+def test_who_waits_for_the_server_is_told_that_it_is_over(
+    sends: bool, why: type[WireError]
+) -> None:
+    async def deaf(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await over.wait()
+        writer.transport.abort()
+        await asyncio.sleep(0)  # it is closed in the next turn
+
+    async def talk() -> None:
+        async with connected(deaf) as stream:
+            until = soon(0.02) if why is ExpiredError else soon()
+            if why is AbortedError:
+                asyncio.get_running_loop().call_later(0.02, stream.fail, AbortedError("closed"))
+            try:
+                with pytest.raises(why):
+                    await (
+                        stream.send(b"x" * 32 * 2**20, until) if sends else stream.receive(until)
+                    )
+            finally:
+                over.set()
+
+    over = asyncio.Event()
+    asyncio.run(talk())
+
+
+def test_a_server_on_this_machine_is_there_at_once_or_not_at_all() -> None:
+    async def talk() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            stream = await LoopStream.connect_here("127.0.0.1", port)
+            assert stream is not None
+            await stream.aclose()
+        assert await LoopStream.connect_here("127.0.0.1", port) is None
+        assert await LoopStream.connect_here("192.0.2.1", port) is None
 
     asyncio.run(talk())
 
