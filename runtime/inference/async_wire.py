@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
+import h11
 
-from runtime.inference import http_head
 from runtime.inference.connecting import headers, no_tls, tls_context
 from runtime.inference.effects import (
     AbortedError,
     BrokenError,
     ExpiredError,
+    HttpHead,
     UnreachableError,
 )
 from runtime.inference.http_body import Body
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import ByteStream
 
-    from runtime.inference.effects import Enter, HttpHead, HttpRequest, Open
+    from runtime.inference.effects import Enter, HttpRequest, Open
     from runtime.inference.queueing import Place, SlotQueue
 
 T = TypeVar("T")
@@ -62,17 +63,20 @@ class AsyncWire:
         """
         await self._disconnect()
         self._stream = stream = await self._connect(effect)
-        for piece in _encoded(effect.request):
-            await self._send(stream, piece, effect.until)
-        data = b""
-        while received := await self._received(stream, effect.until):
-            data += received
-            if read := http_head.read(data):
-                head, came = read
-                self._body = Body(head.status, head.headers)
-                self._came = self._body.feed(came)
-                return head
-        raise BrokenError("the connection was closed without an answer")
+        http = h11.Connection(h11.CLIENT)
+        with _well_formed():
+            for piece in _encoded(http, effect.request):
+                await self._send(stream, piece, effect.until)
+            response = await self._event(stream, http, effect.until)
+        if not isinstance(response, h11.Response):
+            raise BrokenError("the connection was closed without an answer")
+        head = HttpHead(
+            status=response.status_code,
+            headers={name.decode("ascii"): _text(value) for name, value in response.headers},
+        )
+        self._body = Body(head.status, head.headers)
+        self._came = self._body.feed(http.trailing_data[0])
+        return head
 
     async def read(self, until: float) -> bytes:
         """The next bytes of the body; empty at its end.
@@ -242,6 +246,16 @@ class AsyncWire:
                 return b""
         raise AssertionError  # pragma: no cover
 
+    async def _event(
+        self, stream: ByteStream | LoopStream, http: h11.Connection, until: float
+    ) -> object:
+        while True:
+            event = http.next_event()
+            if event is h11.NEED_DATA:
+                http.receive_data(await self._received(stream, until))
+            elif not isinstance(event, h11.InformationalResponse):
+                return event
+
     def _check(self) -> None:
         if self.aborted:
             raise AbortedError("closed")
@@ -280,9 +294,33 @@ def _translated() -> Generator[None]:
         raise BrokenError(str(exc.__cause__ or exc) or type(exc).__name__) from exc
 
 
-def _encoded(request: HttpRequest) -> Iterator[bytes]:
+@contextlib.contextmanager
+def _well_formed() -> Generator[None]:
+    """Turns what h11 raises into ours."""
+    try:
+        yield
+    except h11.ProtocolError as exc:
+        raise BrokenError(str(exc)) from exc
+
+
+def _encoded(http: h11.Connection, request: HttpRequest) -> Iterator[bytes]:
     """The request in pieces: copying tens of megabytes at once would hold up the event loop."""
+    parts = urlsplit(request.base_url)
     body = request.body or b""
-    yield http_head.written(request, headers(request)) + body[:_SENT_BYTES]
-    for start in range(_SENT_BYTES, len(body), _SENT_BYTES):
-        yield body[start : start + _SENT_BYTES]
+    fields = {"Host": parts.netloc, **headers(request)}
+    if request.body is not None:
+        fields["Content-Length"] = str(len(body))
+    head = h11.Request(
+        method=request.method, target=parts.path + request.path, headers=list(fields.items())
+    )
+    piece = http.send(head) or b""
+    for start in range(0, len(body), _SENT_BYTES):
+        yield piece + (http.send(h11.Data(data=body[start : start + _SENT_BYTES])) or b"")
+        piece = b""
+    piece += http.send(h11.EndOfMessage()) or b""
+    if piece:
+        yield piece
+
+
+def _text(value: bytes) -> str:
+    return value.decode("latin-1")
