@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-pytestmark = [pytest.mark.process, pytest.mark.engine]
+pytestmark = [pytest.mark.process, pytest.mark.engine, pytest.mark.outside]
 
 
 def llama(*args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
