@@ -116,7 +116,6 @@ class Models:
         self,
         plan: Plan,
         *,
-        store: ModelStore | None = None,
         progress: Callable[[PullProgress], None] | None = None,
     ) -> None:
         """Look at the models that are named; nothing is fetched or loaded yet.
@@ -134,7 +133,7 @@ class Models:
         self._catalogue = catalogue = Catalogue(
             routed,
             shared=shared,
-            store=store or ModelStore(),
+            store=ModelStore(),
             allow_pull=plan.allow_pull,
             threads=self._threads,
         )

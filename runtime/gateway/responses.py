@@ -97,8 +97,8 @@ class Responses:
     A :class:`runtime.gateway.dialect.Dialect`.
     """
 
-    def __init__(self, kept: Conversations | None = None) -> None:
-        self._kept = Conversations() if kept is None else kept
+    def __init__(self) -> None:
+        self._kept = Conversations()
 
     def request(self, body: Mapping[str, object]) -> Call:
         """What ``POST /v1/responses`` asks for.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DONE = b"[DONE]"
 
+# Of an event a token: json.loads would look for the encoding first, and SSE is UTF-8.
 _READER = json.JSONDecoder()
 
 

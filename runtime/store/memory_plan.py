@@ -166,50 +166,6 @@ class MemoryPlan:
         return self.host_bytes - self.standby.host_bytes + self.file_pages_bytes
 
 
-def plan_memory(
-    facts: ModelFacts,
-    *,
-    slot_ctx: int,
-    parallel: int = 1,
-    cache_type_k: str = "f16",
-    cache_type_v: str = "f16",
-    gpu_layers: int = 0,
-    flash_attn: Literal["auto", "on", "off"] = "auto",
-    embeddings: bool = True,
-    batch: int = DEFAULT_BATCH,
-    projector: ModelFacts | None = None,
-    draft: ModelFacts | None = None,
-    speculation: str = "off",
-    adapter_bytes: int = 0,
-    standby: bool = False,
-    copied_types: frozenset[str] | None = None,
-) -> MemoryPlan:
-    """What the model will take with this context; the arguments are :class:`PlanRequest`'s.
-
-    Raises:
-        ConfigError: A cache type that this model's heads or the other settings do not allow.
-    """
-    return plan(
-        PlanRequest(
-            facts=facts,
-            slot_ctx=slot_ctx,
-            parallel=parallel,
-            cache_type_k=cache_type_k,
-            cache_type_v=cache_type_v,
-            gpu_layers=gpu_layers,
-            flash_attn=flash_attn,
-            embeddings=embeddings,
-            batch=batch,
-            projector=projector,
-            draft=draft,
-            speculation=speculation,
-            adapter_bytes=adapter_bytes,
-            standby=standby,
-            copied_types=copied_types,
-        )
-    )
-
-
 def plan(request: PlanRequest) -> MemoryPlan:
     """What a request will take.
 

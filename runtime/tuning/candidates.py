@@ -54,7 +54,6 @@ def candidates(
     default: Performance,
     slot_ctx: int,
     draft: str | None = None,
-    allow: Changes = "none",
 ) -> tuple[Candidate, ...]:
     """What is worth a try, of each dimension the simplest first.
 
@@ -67,7 +66,6 @@ def candidates(
         default: What a launch takes without a profile.
         slot_ctx: Tokens one request may hold: a larger batch is never filled.
         draft: The draft model that is on this machine, if one may be used.
-        allow: What may be done to answers.
     """
     left_open = open_settings(config)
     found: list[Candidate] = []
@@ -89,7 +87,12 @@ def candidates(
         ]
     if "flash_attn" in left_open:
         found += _attention(config, engine)
-    return tuple(each for each in found if allow == "rounding" or each.changes == "none")
+    return tuple(found)
+
+
+def permitted(of: Sequence[Candidate], allow: Changes) -> tuple[Candidate, ...]:
+    """Those that do no more to answers than is allowed."""
+    return tuple(each for each in of if allow == "rounding" or each.changes == "none")
 
 
 def combined(parts: tuple[Candidate, ...]) -> Candidate:

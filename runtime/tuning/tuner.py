@@ -16,7 +16,7 @@ from runtime.server.plan import plan_launch
 from runtime.server.tuning_profile import KeptProfile, key_for
 from runtime.store.drafts import AUTO
 from runtime.store.gguf import read_facts
-from runtime.tuning.candidates import Candidate, candidates
+from runtime.tuning.candidates import Candidate, candidates, permitted
 from runtime.tuning.search import search
 from runtime.tuning.trials import ALL, EngineArena
 
@@ -117,9 +117,8 @@ def prepare(
         default=plan.performance,
         slot_ctx=plan.spec.slot_ctx,
         draft=draft.name if draft and draft.path else None,
-        allow="rounding",
     )
-    tried = tuple(each for each in possible if allow == "rounding" or each.changes == "none")
+    tried = permitted(possible, allow)
     room = _MEMORY_SHARE * memory().effective_available_bytes // plan.memory.resident_bytes
     return Tuning(
         config=config,

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from runtime.store.gguf import read_facts
-from runtime.store.memory_plan import plan_memory
+from runtime.store.memory_plan import PlanRequest, plan
 from runtime.testing.tiny_model import GgufDraft, TinyShape, build_tiny_model
 from tests.engine.bare_engine import bare_engine
 
@@ -56,7 +56,9 @@ def exercise(engine: BareEngine) -> None:
 
 def measure(name: str, path: Path, slot_ctx: int, parallel: int = 4, **options: Any) -> None:
     """Launches, exercises, compares and prints one line."""
-    made = plan_memory(read_facts(path), slot_ctx=slot_ctx, parallel=parallel, **options)
+    made = plan(
+        PlanRequest(facts=read_facts(path), slot_ctx=slot_ctx, parallel=parallel, **options)
+    )
     arguments = ("cache_ram_mib=0",)  # old prompts are kept within limits of their own
     with bare_engine(
         path, slot_ctx=slot_ctx, parallel=parallel, extra_args=arguments, **options
@@ -100,7 +102,7 @@ def test_weights_that_the_engine_copies_are_foreseen(tmp_path: Path) -> None:
     """On processors for which it rearranges a type, it keeps both the file's pages and a copy."""
     shape = TinyShape(embedding_length=512, feed_forward_length=1024, tensor_type="q4_0")
     path = build_tiny_model(tmp_path / "model.gguf", shape=shape)
-    made = plan_memory(read_facts(path), slot_ctx=256)
+    made = plan(PlanRequest(facts=read_facts(path), slot_ctx=256))
 
     with bare_engine(path, slot_ctx=256, parallel=1, extra_args=("verbosity=5",)) as engine:
         copied = logged(engine, r"CPU_REPACK model buffer")
@@ -124,7 +126,7 @@ def planned_cache(made: MemoryPlan) -> float:
 
 
 def test_the_cache_of_plain_layers_is_exact(tiny_model_path: Path) -> None:
-    made = plan_memory(read_facts(tiny_model_path), slot_ctx=1000, parallel=2)
+    made = plan(PlanRequest(facts=read_facts(tiny_model_path), slot_ctx=1000, parallel=2))
 
     with bare_engine(
         tiny_model_path, slot_ctx=1000, parallel=2, extra_args=("verbosity=5",)
@@ -134,11 +136,11 @@ def test_the_cache_of_plain_layers_is_exact(tiny_model_path: Path) -> None:
 
 def test_the_cache_of_sliding_windows_is_exact(tmp_path: Path) -> None:
     path = windowed_model(tmp_path / "model.gguf")
-    made = plan_memory(read_facts(path), slot_ctx=4096, parallel=2)
+    made = plan(PlanRequest(facts=read_facts(path), slot_ctx=4096, parallel=2))
 
     with bare_engine(path, slot_ctx=4096, parallel=2, extra_args=("verbosity=5",)) as engine:
         assert logged_cache(engine) == pytest.approx(planned_cache(made), abs=0.02)
-    plain = plan_memory(read_facts(tmp_path / "model.gguf"), slot_ctx=512, parallel=2)
+    plain = plan(PlanRequest(facts=read_facts(tmp_path / "model.gguf"), slot_ctx=512, parallel=2))
     assert planned_cache(made) < 8 * planned_cache(plain)
 
 
@@ -175,7 +177,7 @@ def windowed_model(path: Path) -> Path:
 
 def test_the_state_of_recurrent_layers_is_exact(tmp_path: Path) -> None:
     path = recurrent_model(tmp_path / "model.gguf")
-    made = plan_memory(read_facts(path), slot_ctx=1024, parallel=2)
+    made = plan(PlanRequest(facts=read_facts(path), slot_ctx=1024, parallel=2))
 
     with bare_engine(path, slot_ctx=1024, parallel=2, extra_args=("verbosity=5",)) as engine:
         assert logged_cache(engine) == pytest.approx(planned_cache(made), abs=0.01)

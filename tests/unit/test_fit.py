@@ -26,7 +26,6 @@ from runtime.store.memory_plan import (
     Split,
     copied_types,
     plan,
-    plan_memory,
 )
 from runtime.store.sizing import _largest_batch
 from tests.unit.some_model import MIB, model
@@ -235,9 +234,9 @@ def test_an_encoder_computes_its_whole_context_at_once_and_keeps_nothing(
 
 def test_a_quantized_value_cache_needs_flash_attention() -> None:
     with pytest.raises(ConfigError, match="flash attention, which is off"):
-        plan_memory(model(), slot_ctx=1024, cache_type_v="q8_0", flash_attn="off")
+        plan(request(cache_type_v="q8_0", flash_attn="off"))
 
-    plan_memory(model(), slot_ctx=1024, cache_type_v="q8_0", flash_attn="auto")
+    plan(request(cache_type_v="q8_0", flash_attn="auto"))
 
 
 def test_ngram_mod_has_one_table_for_all_slots_of_each_engine() -> None:

@@ -14,7 +14,7 @@ from runtime.errors import LLMProviderError
 from runtime.server.performance import Profile, choose_performance
 from runtime.settings import ServerConfig
 from runtime.store.gguf import WeightSizes
-from runtime.tuning.candidates import DEFAULT, Candidate, candidates, combined
+from runtime.tuning.candidates import DEFAULT, Candidate, candidates, combined, permitted
 from runtime.tuning.contest import Measured, Progress
 from runtime.tuning.sameness import Fingerprint, difference
 from runtime.tuning.search import search
@@ -360,9 +360,8 @@ def _candidates(
         default=default,
         slot_ctx=slot_ctx,
         draft=draft,
-        allow=allow,
     )
-    return {each.name for each in found}
+    return {each.name for each in permitted(found, allow)}
 
 
 @pytest.fixture
