@@ -75,21 +75,24 @@ def _import(rounds: int) -> Overhead:
     return _row("interpreter, with import runtime", "ms", *both, 1000)
 
 
+def start_alone(config: ServerConfig) -> float:
+    """Seconds that the engine of ``config`` takes to start by its command alone, without us."""
+    plan = plan_launch(config, ModelStore().resolve(config.model), api_key=new_key())
+    command, engine = plan.command, plan.choice.engine
+
+    def address(line: str) -> str | None:
+        facts = engine.read_line(line)
+        return facts.base_url if facts else None
+
+    begun = time.perf_counter()
+    environment = clean_environment(command.env)
+    with process(command.argv, address, env=environment, stdin=command.stdin):
+        return time.perf_counter() - begun
+
+
 def _start(config: ServerConfig, rounds: int) -> Overhead:
-    model = ModelStore().resolve(config.model)
-
     def bare() -> float:
-        plan = plan_launch(config, model, api_key=new_key())
-        command, engine = plan.command, plan.choice.engine
-
-        def address(line: str) -> str | None:
-            facts = engine.read_line(line)
-            return facts.base_url if facts else None
-
-        begun = time.perf_counter()
-        environment = clean_environment(command.env)
-        with process(command.argv, address, env=environment, stdin=command.stdin):
-            return time.perf_counter() - begun
+        return start_alone(config)
 
     def ours() -> float:
         begun = time.perf_counter()

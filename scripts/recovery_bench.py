@@ -4,6 +4,8 @@
 one to three times at a token that chance chose. Then the same with JSON and tool calls.
 (b) The engine is stopped by SIGSTOP in the middle of a stream.
 (c) Many requests from many threads on a tiny model, with a kill every few seconds.
+(d) With ``--pauses``: what a lone caller waits, with the default settings, over a kill at each
+token of an answer, beside what the engine takes to start by its command alone.
 
 Exits with 1 when an answer is lost, doubled or another one.
 """
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from bench_overhead import start_alone
 
 from runtime import (
     LlamaClient,
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TOPICS = ("a river", "the moon", "bread", "an old clock", "winter", "a lighthouse", "ants", "glass")
+SETTLED_S = 2.5
 RESTARTS = RestartPolicy(max_restarts=10**6, backoff_base_s=0.0)
 PLACE: dict[str, object] = {
     "type": "object",
@@ -344,6 +348,41 @@ def storm(
     )
 
 
+def pauses(model: str, tokens: int, rows: list[tuple[str, Tally]]) -> None:
+    """(d): a kill at each token of an answer but the last, one at a time; and starts in between."""
+    tallies = {"cold": Tally(), "warm": Tally()}
+    starts_ms: list[float] = []
+    with LlamaClient(model, restart=RESTARTS, use_gateway=False) as client:
+        server, killer = client.server, Killer(client)
+        if server is None:
+            raise AssertionError("it has a server of its own")
+        server.start()
+        for place in range(1, tokens):
+            for kind, tally in tallies.items():
+                request = request_of(kind, place, tokens)
+                expected = client.generate(request)
+                starts_ms.append(start_alone(server.config) * 1000)
+                time.sleep(SETTLED_S)  # a crash comes to an engine that has been there for a while
+
+                def at_piece(piece: int, place: int = place) -> None:
+                    if piece == place - 1:
+                        killer.strike()
+
+                come = streamed(client, request, at_piece, tally)
+                compare(tally, f"{kind} {place}", essence(expected), come)
+    show(rows, "(d) temperature 0", tallies["cold"])
+    show(rows, "(d) temperature 0.8", tallies["warm"])
+    waited = [
+        a + b
+        for tally in tallies.values()
+        for a, b in zip(tally.engine_ms, tally.rest_ms, strict=True)
+    ]
+    print(
+        f"{'':32}median of both {statistics.median(waited):.0f} ms; "
+        f"the engine's start alone {statistics.median(starts_ms):.0f} ms"
+    )
+
+
 def show(rows: list[tuple[str, Tally]], name: str, tally: Tally) -> None:
     """Keep and print a line of the table."""
     rows.append((name, tally))
@@ -363,6 +402,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--at-once", type=int, default=32, help="threads of (c)")
     parser.add_argument("--kill-every", type=float, default=5.0, help="seconds")
+    parser.add_argument("--pauses", action="store_true", help="also (d), which takes 8 minutes")
     parser.add_argument("--threads", type=int, default=None, help="of the engine")
     parser.add_argument(
         "--batch-size", type=int, default=32, help="of the engine; see docs/recovery.md"
@@ -412,6 +452,8 @@ def main() -> int:
             )
             show(rows, "(c) requests", tally)
             print(f"{'':32}{note}")
+        if options.pauses:
+            pauses(model, options.tokens, rows)
         took = time.monotonic() - began
     print(f"{took:.0f} s; continued instead of replayed: {sum(t.inexact for _, t in rows)}")
     wrong = [each for _, tally in rows for each in tally.wrong]

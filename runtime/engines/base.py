@@ -181,6 +181,8 @@ class EngineCommand:
         stdin: Bytes written to the process's standard input; may hold secrets.
         notes: What was left out or changed because this engine does not know it.
         drafts: Tokens will be drafted, by a model or from the context.
+        told_by_input: What it does is all in ``stdin``, so that the process may be started before
+            that is known.
     """
 
     argv: Sequence[str]
@@ -188,6 +190,7 @@ class EngineCommand:
     stdin: bytes = b""
     notes: tuple[str, ...] = ()
     drafts: bool = False
+    told_by_input: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runtime.engines.base import Device
+    from runtime.server.launcher import EngineProcess
     from runtime.server.loop import Loop
     from runtime.server.plan import LaunchPlan
     from runtime.server.probe import Properties
@@ -84,6 +85,7 @@ class EngineRun:
         name: str,
         stall_timeout_s: float,
         properties: Properties | None = None,
+        process: EngineProcess | None = None,
     ) -> None:
         """Launch it.
 
@@ -94,6 +96,7 @@ class EngineRun:
             name: The server's, as in its record.
             stall_timeout_s: How long nothing may move while it starts.
             properties: What the same launch was found to be; None: it is asked.
+            process: It, where it was started already; it has its input.
 
         Raises:
             EngineStartError: The system allows no further process or descriptor.
@@ -114,7 +117,7 @@ class EngineRun:
         self._wedged: str | None = None
         self._ended = False
         self._loop = loop
-        self._process = launch(plan.command, log_path=plan.log_path, name=name)
+        self._process = process or launch(plan.command, log_path=plan.log_path, name=name)
         self._timers = Timers(loop, f"engine {next(_numbers)}")
         self._oom_kills = oom_kills() or 0
         loop.watch(self._process.events_fd, self._read_events)

@@ -116,22 +116,23 @@ def launch(command: EngineCommand, *, log_path: Path | None, name: str) -> Engin
 
         job = KillOnCloseJob(windows_api())
         return JobProcess(command, log_path=log_path, name=name, job=job)
-    return KeptProcess(command, log_path=log_path, name=name)
+    process = KeptProcess(command, name=name)
+    process.begin(command, log_path=log_path)
+    return process
 
 
 class KeptProcess:
     """One engine process under its keeper."""
 
-    def __init__(self, command: EngineCommand, *, log_path: Path | None, name: str) -> None:
-        """Start the keeper, which starts the engine; as :func:`launch`."""
+    def __init__(self, command: EngineCommand, *, name: str) -> None:
+        """Start the keeper, which starts the engine; it waits for its input. As :func:`launch`."""
+        self._argv = list(command.argv)
+        self._env = {**clean_environment(command.env), registry.MARK: name}
         task = {
-            "argv": list(command.argv),
-            "env": {**clean_environment(command.env), registry.MARK: name},
-            "stdin": command.stdin.decode(),
+            "argv": self._argv,
+            "env": self._env,
             "owner_pid": os.getpid(),
             "record_path": str(registry.path_of(name)),
-            "log_path": str(log_path) if log_path else None,
-            "log_max_bytes": LOG_MAX_BYTES,
         }
         with contextlib.ExitStack() as undo:
             try:
@@ -184,6 +185,20 @@ class KeptProcess:
         with contextlib.suppress(BrokenPipeError):
             while data:
                 data = data[os.write(self._control, data) :]
+
+    def is_for(self, command: EngineCommand) -> bool:
+        """Whether starting ``command`` now would start the same program in the same environment."""
+        env = {**clean_environment(command.env), registry.MARK: self._env[registry.MARK]}
+        return list(command.argv) == self._argv and env == self._env
+
+    def begin(self, command: EngineCommand, *, log_path: Path | None) -> None:
+        """Give it the input of ``command``; its output goes to the log and can be read from now."""
+        facts = {
+            "stdin": command.stdin.decode(),
+            "log_path": str(log_path) if log_path else None,
+            "log_max_bytes": LOG_MAX_BYTES,
+        }
+        self._send(f"begin {json.dumps(facts)}")
 
     def terminate(self, reason: str) -> None:
         """Ask the engine's process group to end (SIGTERM); the log will say why."""

@@ -41,6 +41,8 @@ class ServerSnapshot:
         hf_model_repo_id: The hub repository the model is from.
         pid: The engine's process id.
         keeper_pid: Process id of the keeper that ends the engine with its owner.
+        spare_pid: Process id of the next engine process, which waits without a model for a restart;
+            None without one.
         started_at: When the engine process was started.
         ready_at: When it became ready.
         restarts: How often it was started again by itself.
@@ -61,8 +63,9 @@ class ServerSnapshot:
             ``summary``; None without one.
         device: ``requested``, ``actual``, ``gpu_layers`` (``offloaded``, ``total``), ``why``,
             ``devices``.
-        memory: ``rss_bytes`` of the engine, ``keeper_rss_bytes``, and ``planned_bytes``, the
-            largest resident size that was reckoned with before the launch, without a standby.
+        memory: ``rss_bytes`` of the engine, ``keeper_rss_bytes``, ``spare_rss_bytes``, and
+            ``planned_bytes``, the largest resident size that was reckoned with before the launch,
+            without spare and standby.
         standby: The second engine: ``wanted``, ``state`` (``waiting``, ``loading``, ``ready``,
             ``failed``), ``why``, ``pid``, ``ready_at``, ``proven_at`` (when it last computed a
             token), ``promotions``, ``rss_bytes`` and ``planned_bytes``, without the weights that
@@ -89,6 +92,7 @@ class ServerSnapshot:
     hf_model_repo_id: str | None
     pid: int | None
     keeper_pid: int | None
+    spare_pid: int | None
     started_at: str | None
     ready_at: str | None
     restarts: int
@@ -150,6 +154,7 @@ def take_snapshot(config: ServerConfig, view: View, *, poll_interval_s: float) -
         hf_model_repo_id=plan.model.repo_id if plan else None,
         pid=view.pid,
         keeper_pid=view.keeper_pid,
+        spare_pid=view.spare_pid,
         started_at=view.started_at,
         ready_at=view.ready_at,
         restarts=view.restarts,
@@ -197,6 +202,7 @@ def take_snapshot(config: ServerConfig, view: View, *, poll_interval_s: float) -
         memory={
             "rss_bytes": live.rss_bytes,
             "keeper_rss_bytes": live.keeper_rss_bytes,
+            "spare_rss_bytes": _rss(view.spare_pid),
             "planned_bytes": plan.memory.resident_bytes if plan else None,
         },
         standby=_standby(view),

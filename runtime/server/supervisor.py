@@ -19,6 +19,7 @@ from runtime.server.lifecycle import Event, State, Transition
 from runtime.server.logs import LogTail
 from runtime.server.loop import Loop, Timers
 from runtime.server.restarts import Restarts
+from runtime.server.spare import Spare
 from runtime.server.view import LastExit, View
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ HISTORY_KEPT = 50
 
 
 class Supervisor:
-    """Owns the engine process that serves, its standby, and the thread that watches them.
+    """Owns the engine process that serves, its spare or standby, and the thread that watches them.
 
     Attributes:
         tail: The last lines of the engine that serves or was last started.
@@ -70,6 +71,13 @@ class Supervisor:
         self._timers = Timers(self._loop, "supervisor")
         self._run: EngineRun | None = None
         self._standby = self._make_standby() if config.standby else None
+        self._spare = Spare(
+            self._loop,
+            config,
+            name=name,
+            is_busy=self._is_busy,
+            on_change=lambda pid: self._publish(spare_pid=pid),
+        )
         self._restarts = Restarts(config.restart)
         self._ready_s: float | None = None
         self._was_ready = False
@@ -144,6 +152,7 @@ class Supervisor:
     def _abandon(self, exc: Exception) -> None:
         """A defect of ours: leave no engine behind, and no caller waiting."""
         log.error("the supervisor of %s ended by a defect", self._config.model, exc_info=exc)
+        self._spare.abandon()
         if self._standby is not None:
             self._standby.abandon()
         if self._run is not None:
@@ -154,6 +163,7 @@ class Supervisor:
             error=LLMProviderError(f"The supervisor ended by a defect of its own: {exc!r}."),
             pid=None,
             keeper_pid=None,
+            spare_pid=None,
             endpoint=None,
             properties=None,
         )
@@ -174,6 +184,8 @@ class Supervisor:
         log.info("%s: %s -> %s: %s", self._config.model, before, after, reason)
         history = (*self._view.history, transition)[-HISTORY_KEPT:]
         self._loop.ending = after in lifecycle.RESTING_STATES
+        if after is State.STOPPING or self._loop.ending:
+            self._spare.discard(reason)
         self._publish(state=after, history=history, **changes)
 
     # --- what callers ask for -----------------------------------------------------------------
@@ -233,11 +245,14 @@ class Supervisor:
                 plan,
                 name=self._name,
                 stall_timeout_s=self._config.startup_stall_timeout_s,
+                process=self._spare.take(plan),
             )
         except EngineStartError as exc:
             self._step(Event.DOOMED, exc.message, error=exc)
             return
         self.tail = self._run.tail
+        if self._run.pid is not None:
+            self.run_spawned(self._run)
 
     def _resolved(self, plan: LaunchPlan, *, started_at: str) -> None:
         self._step(
@@ -271,6 +286,7 @@ class Supervisor:
             return
         self._serve(run, Event.HEALTHY, f"listens on {run.base_url} and answers")
         self._keep_standby(run)
+        self._spare.want(run.plan, run.devices)
 
     def _serve(self, run: EngineRun, event: Event, reason: str, **changes: object) -> None:
         self._timers.cancel_all()

@@ -91,6 +91,7 @@ class View:
         plan: The launch that is running or was last tried.
         pid: The engine's process id while it exists.
         keeper_pid: The keeper's process id while it exists.
+        spare_pid: The process id of the spare engine process while it exists.
         started_at: When the engine process was started, ISO 8601, UTC.
         ready_at: When it became ready.
         restarts: How often it was started again by itself since start() was called.
@@ -111,6 +112,7 @@ class View:
     plan: LaunchPlan | None = None
     pid: int | None = None
     keeper_pid: int | None = None
+    spare_pid: int | None = None
     started_at: str | None = None
     ready_at: str | None = None
     restarts: int = 0

@@ -94,6 +94,7 @@ def xllamacpp_command(spec: LaunchSpec, *, python: str, host: Path) -> EngineCom
         env=dict(spec.env),
         stdin=json.dumps(params).encode() + b"\n",
         drafts=bool(spec.draft_model or spec.speculation),
+        told_by_input=True,
     )
 
 

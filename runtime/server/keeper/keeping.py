@@ -7,8 +7,10 @@ a forked child of the owner would hold open. ``watches.py`` has what takes the p
 elsewhere.
 
 File descriptors, all given by the owner:
-    0  control: one JSON line (the task), then orders, a line each: ``term`` or ``kill``, and after
-       a space the reason, for the log
+    0  control: one JSON line (the task: which program), then orders, a line each: ``begin`` and,
+       after a space, JSON with the program's input and the log file, before which the program is
+       neither told nor heard anything; ``term`` or ``kill``, and after a space the reason, for the
+       log
     1  events: JSON lines: ``spawned``, ``exec_failed``, ``exited``
     2  a copy of the engine's output; an owner that does not read is not waited for: the oldest of
        what is too much is dropped here, while the log file has all of it
@@ -132,13 +134,13 @@ class Keeper:
     def __init__(self, task: dict, rest: bytes) -> None:  # type: ignore[type-arg]
         self.task = task
         self.orders = rest
-        self.log = Log(task.get("log_path"), task.get("log_max_bytes", 10 << 20))
+        self.log = Log(None, 0)
         self.owner_fd: int = task.get("owner_fd", -1)
         self.owner_pid: int = task["owner_pid"]
         self.backlog = bytearray()
         self.backlog_watched = False
         self.dropped = 0
-        self.feed = task.get("stdin", "").encode()
+        self.feed = b""
         self.engine = 0
         self.engine_in = -1
         self.reason = "by itself"
@@ -161,10 +163,8 @@ class Keeper:
         emit(event="spawned", pid=self.engine)
 
         watch = self.watch = watch_owner(self.owner_pid, self.owner_fd)
-        for fd in (CONTROL, self.output, self.wake):
+        for fd in (CONTROL, self.wake):
             watch.add(fd)
-        if self.feed:
-            watch.add(self.engine_in, write=True)
         self.obey(b"")
         while not self.ending:
             ready, owner_gone = watch.wait()
@@ -180,6 +180,14 @@ class Keeper:
                 return self.owner_gone()
             self.reap()
         return self.finish()
+
+    def begin(self, facts: dict) -> None:  # type: ignore[type-arg]
+        """Give the engine its input, and take its output from now on, with what it has said."""
+        self.log = Log(facts["log_path"], facts["log_max_bytes"])
+        self.feed = facts["stdin"].encode()
+        self.watch.add(self.output)
+        if self.feed:
+            self.watch.add(self.engine_in, write=True)
 
     def owner_gone(self) -> None:
         """End everything, in order but soon: no one is left who could want more of it."""
@@ -280,10 +288,12 @@ class Keeper:
         """Carry out the orders that are complete."""
         *orders, self.orders = (self.orders + data).split(b"\n")
         for order in orders:
-            word, _, reason = order.partition(b" ")
+            word, _, rest = order.partition(b" ")
             number = {b"term": signal.SIGTERM, b"kill": signal.SIGKILL}.get(word)
-            if number is not None and not self.ending:
-                self.reason = reason.decode("utf-8", "replace")
+            if word == b"begin":
+                self.begin(json.loads(rest))
+            elif number is not None and not self.ending:
+                self.reason = rest.decode("utf-8", "replace")
                 self.signal_engine(number)
 
     def signal_engine(self, number: signal.Signals) -> None:
