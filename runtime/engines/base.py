@@ -247,6 +247,19 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SameBits:
+    """How far tokens computed together have the same bits as those computed one by one.
+
+    Attributes:
+        step: Most tokens in one step; None for any number.
+        context: Most tokens of context; None for any number.
+    """
+
+    step: int | None
+    context: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """Where and how to talk to a server that is ready.
 
@@ -264,6 +277,8 @@ class Endpoint:
         batch_tokens: Tokens it computes at once, which no text to embed may exceed; None when it is
             not known.
         slot_folder: Where it writes what a slot holds when asked to; None: nowhere.
+        same_bits: How far a text that it is given is to it as one that it has written; None: not
+            at all, as far as is known.
     """
 
     base_url: str
@@ -277,3 +292,4 @@ class Endpoint:
     slots: int | None = None
     batch_tokens: int | None = None
     slot_folder: Path | None = None
+    same_bits: SameBits | None = None

@@ -40,6 +40,7 @@ from runtime.inference.replay import DivergedError
 from runtime.inference.scores import Scores
 from runtime.inference.sse import SseDecoder
 from runtime.inference.stream import ThoughtDelta
+from runtime.inference.taking_up import fits, going_on, take_up
 
 if TYPE_CHECKING:
     from runtime.contracts import LLMDelta
@@ -114,21 +115,17 @@ def send(ask: Ask, asked: Wish, answer: Answer, seed: int) -> Flow[Got]:
     endpoint = yield from _located(ask)
     asked = yield from ask.seating.seated(asked, endpoint)
     stream = not course.whole and (emit or endpoint.kind in payload.LLAMA_CPP_KINDS)
-    body, enforcement = payload.body(asked, endpoint, seed=seed, stream=stream)
-    if asked.tools and asked.tools.choice != "none" and payload.prompts_tools(asked, endpoint):
-        answer.read_calls()
-    if asked.tools and asked.tools.call_wanted:
-        answer.hold_text()
-    thinking = payload.thinks(asked, endpoint)
-    own_words = asked.continued or asked.prompt is not None
-    if not (own_words or (thinking and thinking.separated)):
-        answer.read_thoughts(thinking)
     incidents = ask.backend.incidents
     course.generation = endpoint.generation
     if endpoint.generation:
         incidents.sent(ask.ticket, endpoint.generation)
     phase: Phase = "first_token" if stream else "total"
     try:
+        given = yield from take_up(course, asked, endpoint, clock, seed=seed)
+        asked = going_on(asked, given)
+        answer.go_on_from(given)
+        _prepare(answer, asked, endpoint)
+        body, enforcement = payload.body(asked, endpoint, seed=seed, stream=stream)
         path = CHAT_PATH if asked.prompt is None else TEXT_PATH
         head = yield from opened(post(endpoint, path, body), clock, phase)
     except BrokeOffError as exc:
@@ -162,6 +159,18 @@ def send(ask: Ask, asked: Wish, answer: Answer, seed: int) -> Flow[Got]:
     except BrokenError as exc:
         raise broken(exc, endpoint.base_url) from exc
     return Got(answer, endpoint, enforcement)
+
+
+def _prepare(answer: Answer, asked: Wish, endpoint: Endpoint) -> None:
+    """Have an answer read as what was asked for makes it necessary."""
+    if asked.tools and asked.tools.choice != "none" and payload.prompts_tools(asked, endpoint):
+        answer.read_calls()
+    if asked.tools and asked.tools.call_wanted:
+        answer.hold_text()
+    thinking = payload.thinks(asked, endpoint)
+    own_words = asked.continued or asked.prompt is not None
+    if not (own_words or (thinking and thinking.separated)):
+        answer.read_thoughts(thinking)
 
 
 def _located(ask: Ask) -> Flow[Endpoint]:
@@ -254,6 +263,8 @@ def _stream(ask: Ask, answer: Answer, endpoint: Endpoint) -> Flow[None]:
             except UnreadableAnswerError as exc:
                 exc.partial_text = answer.partial
                 raise
+            if not moving and answer.moves and not fits(answer, course, endpoint):
+                raise DivergedError
             moving = moving or answer.moves
             if moving:
                 clock.mark()  # comments and progress do not count: no token came

@@ -148,12 +148,8 @@ def _unbroken(ask: Ask, asked: Wish, seed: int) -> Flow[Got]:
     course, clock = ask.course, ask.clock
     while True:
         answer = course.blank()
-        going_on = asked
-        if course.continuing:
-            delivered = course.delivered
-            going_on = follow_ups.going_on(asked, delivered.text, delivered.tokens)
         try:
-            return (yield from send(ask, going_on, answer, seed))
+            return (yield from send(ask, asked, answer, seed))
         except SilentStreamError:
             course.whole = True
             course.resends += 1

@@ -7,6 +7,9 @@ differ, it is asked for once more: the prompt is in the engine's cache then, as 
 first time, and in large batches a prompt is computed a little differently from single tokens. Where
 they differ again (another build, a GPU), plain text is continued from what the caller has, and
 marked.
+
+What can be given to the engine instead of being written again is, see
+:mod:`runtime.inference.taking_up`.
 """
 
 from __future__ import annotations
@@ -54,6 +57,8 @@ class Interruption:
         breaks: How often it broke off before something new came.
         how: ``resent``: nothing had been handed out. ``replayed``: asked for again, and what had
             been handed out came again. ``continued``: it did not, so the engine went on from there.
+        given: Tokens that the engine was given as a part of the prompt; those of a replay it would
+            have written again with the same bits.
         engine_ms: Milliseconds from the break until there was a server to be asked again.
         pause_ms: Milliseconds from the break until something new came, ``engine_ms`` included.
     """
@@ -63,6 +68,7 @@ class Interruption:
     why: str
     breaks: int
     how: How
+    given: int
     engine_ms: int
     pause_ms: int
 
@@ -88,6 +94,9 @@ class Course:
         continuing: Whether the engine goes on from what was delivered, because it says now
             something else than it did.
         delivered: What the caller has.
+        prompt_tokens: Tokens of the prompt, once the engine told.
+        given: Tokens of the answer that the engine is given this time as a part of the prompt.
+        takes_up: Whether it may be given some, although all of them are to be the same.
         whole: Whether to ask for the whole answer at once.
         thought_size: Characters of its thoughts that were handed out.
         scored: Tokens of which the probabilities were handed out.
@@ -98,6 +107,9 @@ class Course:
         self.generation = 0
         self.continuing = False
         self.delivered = Delivered()
+        self.prompt_tokens: int | None = None
+        self.given = 0
+        self.takes_up = True
         self.whole = False
         self.thought_size = 0
         self.scored = 0
@@ -123,15 +135,14 @@ class Course:
 
     def blank(self) -> Answer:
         """What the next attempt fills."""
-        delivered = self.delivered
-        ids = {index: call.call_id for index, call in delivered.calls.items()}
-        if not self.continuing:
-            return Answer(call_ids=ids)
-        return Answer(prefix=delivered.text, prefix_tokens=delivered.tokens)
+        ids = {index: call.call_id for index, call in self.delivered.calls.items()}
+        return Answer(call_ids=ids)
 
     def replay(self) -> Replay | None:
         """What the next attempt's pieces are compared with; None when there is nothing."""
-        return Replay(self.delivered) if self.delivered and not self.continuing else None
+        if self.continuing or not self.delivered:
+            return None
+        return Replay(self.delivered, given=self.given)
 
     def begin_anew(self) -> None:
         """Another seed is tried: what came is of no use."""
@@ -142,6 +153,10 @@ class Course:
 
     def diverged(self, *, can_continue: bool) -> bool:
         """Take down that another answer comes; whether there is still a way on."""
+        if self.given and not self.continuing:
+            self.takes_up = False
+            self.resends += 1
+            return True
         if self._looked_again and not can_continue:
             return False
         self.continuing = self._looked_again
@@ -169,6 +184,7 @@ class Course:
             Seconds to wait before the next attempt; None when there is to be none.
         """
         came = Delivered.of(answer)
+        self.prompt_tokens = answer.prompt_tokens or self.prompt_tokens
         if answer.size > self._furthest:  # it gets on: what stopped it is not the request
             self._furthest, self._tries = answer.size, 0
             self._partial = came.partial or answer.text
@@ -204,6 +220,7 @@ class Course:
                 why=opened.why,
                 breaks=opened.breaks,
                 how="continued" if self.continuing else how,
+                given=self.given,
                 engine_ms=round(opened.engine_s * 1000),
                 pause_ms=round((now - opened.since) * 1000),
             )

@@ -23,19 +23,24 @@ class Delivered:
     """What the caller of a stream has.
 
     Attributes:
-        text: All of the text.
+        pieces: All of the text, as it came.
         calls: Each tool call as far as it came, by its index.
         usage: The token counts, if those were handed out, too.
         tokens: Pieces in which it came; nearly always one for each token.
     """
 
-    text: str = ""
+    pieces: tuple[str, ...] = ()
     calls: Mapping[int, ToolCall] = field(default_factory=dict)
     usage: Usage | None = None
     tokens: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.text or self.calls or self.usage)
+
+    @property
+    def text(self) -> str:
+        """All of the text."""
+        return "".join(self.pieces)
 
     @property
     def size(self) -> int:
@@ -54,7 +59,7 @@ class Delivered:
     def of(cls, answer: Answer) -> Delivered:
         """What was handed out of an answer, all of whose pieces were."""
         return cls(
-            text=answer.handed_out,
+            pieces=answer.handed_out,
             calls=answer.calls,
             usage=answer.usage,
             tokens=answer.tokens,
@@ -90,8 +95,14 @@ class Replay:
     what was delivered have not come yet, is another answer: the order would not be the same.
     """
 
-    def __init__(self, delivered: Delivered) -> None:
-        self._text = _Track(delivered.text)
+    def __init__(self, delivered: Delivered, *, given: int = 0) -> None:
+        """Begin.
+
+        Args:
+            delivered: What was delivered.
+            given: How many pieces of its text are not to come again.
+        """
+        self._text = _Track("".join(delivered.pieces[given:]))
         self._calls = {
             call.call_id: (_Track(call.name), _Track(call.arguments_json))
             for call in delivered.calls.values()

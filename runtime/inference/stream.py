@@ -18,7 +18,7 @@ from runtime.inference.thinking import ThoughtReader
 from runtime.inference.usage import shifted, usage_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from runtime.contracts import ToolCall, Usage
     from runtime.engines.thinking import Thinking
@@ -53,23 +53,16 @@ class Answer:
         prompt_s: Seconds it has been processing them, by its own clock.
         model: The model the server says answered.
         stop_text: Which of the caller's stop texts ended it, if one did and the server tells.
+        cached: Tokens of the prompt that were in the engine's cache, once it tells the progress.
         delivered: Whether any piece of text or of a call was returned for the caller.
         slot: The slot it was written in, if the server tells.
     """
 
-    def __init__(
-        self,
-        *,
-        call_ids: Mapping[int, str] | None = None,
-        prefix: str = "",
-        prefix_tokens: int = 0,
-    ) -> None:
-        """An empty answer, or one that goes on.
+    def __init__(self, *, call_ids: Mapping[int, str] | None = None) -> None:
+        """An empty answer.
 
         Args:
             call_ids: The ids by which the caller knows its tool calls, by their index.
-            prefix: Its text as far as the caller has it, when only the rest is to come.
-            prefix_tokens: Tokens of that, which the server counts among those of the prompt.
         """
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
@@ -89,15 +82,22 @@ class Answer:
         self._reader: CallReader | None = None
         self._held: list[str] | None = None
         self._thoughts: ThoughtReader | None = None
-        self.delivered = bool(prefix)
+        self.delivered = False
         self.progress: tuple[int, int] | None = None
+        self.cached: int | None = None
         self.prompt_s: float = 0.0
         self.slot: int | None = None
-        self._prefix_tokens = prefix_tokens
         self._given = 0
-        if prefix:
-            self._text.append(prefix)
-            self._given = 1
+
+    def go_on_from(self, pieces: Sequence[str]) -> None:
+        """Only the rest is to come.
+
+        Args:
+            pieces: Its beginning, a token a piece, which the server counts to the prompt.
+        """
+        self._text.extend(pieces)
+        self._given = len(pieces)
+        self.delivered = bool(pieces)
 
     @property
     def touched(self) -> bool:
@@ -123,13 +123,17 @@ class Answer:
     @property
     def tokens(self) -> int:
         """Pieces that arrived, nearly always one for each token."""
-        pieces = len(self._text) - self._given + len(self._reasoning) + self._calls.pieces
-        return self._prefix_tokens + pieces
+        return len(self._text) + len(self._reasoning) + self._calls.pieces
 
     @property
-    def handed_out(self) -> str:
-        """The text of the pieces that were returned so far."""
-        return "" if self._held is not None else "".join(self._text)
+    def prompt_tokens(self) -> int | None:
+        """Tokens of the prompt, without those of its own that it goes on from; None: not told."""
+        return None if self.progress is None else self.progress[1] - self._given
+
+    @property
+    def handed_out(self) -> tuple[str, ...]:
+        """The pieces of text that were returned so far."""
+        return () if self._held is not None else tuple(self._text)
 
     @property
     def partial(self) -> str | None:
@@ -305,9 +309,10 @@ class Answer:
         if isinstance(progress := chunk.get("prompt_progress"), dict):
             self.progress = (int(progress["processed"]), int(progress["total"]))
             self.prompt_s = float(progress.get("time_ms") or 0) / 1000
+            self.cached = int(progress.get("cache") or 0)
         if isinstance(usage := chunk.get("usage"), dict):
-            if self._prefix_tokens:
-                usage = shifted(usage, self._prefix_tokens)
+            if self._given:
+                usage = shifted(usage, self._given)
             self._usage_object = usage
             self.usage = usage_of(usage)
             deltas.append(LLMDelta(usage_delta=self.usage))

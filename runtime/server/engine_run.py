@@ -177,6 +177,7 @@ class EngineRun:
             slots=properties.slots or plan.spec.parallel,
             batch_tokens=plan.batch_tokens,
             slot_folder=plan.spec.slot_folder,
+            same_bits=plan.performance.same_bits,
         )
         self.watch = ServiceWatch(  # before anyone can send it a request
             self._timers,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Generic, Literal, TypeVar
 
-from runtime.engines.base import Speculation
+from runtime.engines.base import SameBits, Speculation
 from runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,6 +50,12 @@ whole, which is what a token gets that is computed together with others. Other t
 this nor the kernel for 64 tokens and more (``ggml_compute_forward_flash_attn_ext_f16`` in
 ``ggml/src/ggml-cpu/ops.cpp``).
 """
+
+FEW_TOKENS: Final = 63
+"""With keys of those types flash attention computes more tokens in a step by another kernel."""
+
+UNSPLIT_TOKENS: Final = 256
+"""Up to so much context no thread shares a token's attention with another."""
 
 DRAFT_MODEL_TOKENS: Final = 16
 """The longest draft of a draft model: 3 tokens in newer llama.cpp builds, 16 in older ones."""
@@ -91,6 +97,8 @@ class Performance:
         flash_attn: Flash attention.
         speculation: Speculative decoding by n-grams; None for none.
         drafts_show: Why answers may be others with drafts than without; None if they are not.
+        same_bits: How far several tokens in a step have the bits that each has by itself; None: not
+            at all.
     """
 
     threads: Chosen[int]
@@ -100,11 +108,12 @@ class Performance:
     flash_attn: Chosen[FlashAttention]
     speculation: Chosen[Speculation | None]
     drafts_show: str | None = None
+    same_bits: SameBits | None = None
 
     def public(self) -> dict[str, dict[str, object]]:
         """Each value and its reason, as JSON values."""
         values = asdict(self)
-        del values["drafts_show"]
+        del values["drafts_show"], values["same_bits"]
         return values
 
     def applied(self, config: ServerConfig) -> ServerConfig:
@@ -142,6 +151,9 @@ def choose_performance(
     threads = chooser.choose("threads", budget.threads, budget.why)
     flash_attn: Chosen[FlashAttention] = chooser.choose("flash_attn", "auto", "the engine decides")
     doubt = _no_speculation(engine, on_gpu=on_gpu) or _several_differ(facts)
+    same_bits = None
+    if not (doubt or flash_attn.value == "off" or config.lora or config.mmproj):
+        same_bits = _same_bits(config, threads=threads.value)
     doubt = doubt or _one_differs(config, threads=threads.value, flash_attn=flash_attn.value)
     return Performance(
         threads=threads,
@@ -151,6 +163,7 @@ def choose_performance(
         flash_attn=flash_attn,
         speculation=_speculation(chooser, doubt),
         drafts_show=doubt,
+        same_bits=same_bits,
     )
 
 
@@ -230,6 +243,15 @@ def _several_differ(facts: ModelFacts) -> str | None:
     if facts.experts or facts.sliding_window or recurrent:
         return "not shown to keep answers with experts, sliding windows or recurrent layers"
     return None
+
+
+def _same_bits(config: ServerConfig, *, threads: int) -> SameBits | None:
+    """What was compared, and only that (docs/recovery.md)."""
+    if config.extra_args:
+        return None  # they may say anything
+    if config.cache_type_k not in SPLIT_CACHE_TYPES:
+        return SameBits(step=None, context=None)
+    return SameBits(step=FEW_TOKENS, context=None if threads == 1 else UNSPLIT_TOKENS)
 
 
 def _one_differs(config: ServerConfig, *, threads: int, flash_attn: FlashAttention) -> str | None:
