@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runtime.engines.base import Speculation
+from runtime.engines.base import SameBits, Speculation
 from runtime.engines.commands.llama_cpp_python import llama_cpp_python_command
 from runtime.engines.commands.llama_server import llama_server_command
 from runtime.engines.commands.xllamacpp import xllamacpp_command
@@ -100,6 +100,25 @@ def test_speculation_is_off_where_it_was_not_shown_to_keep_answers(
     chosen = performance(**(given | changes))
     assert chosen.speculation.value is None
     assert why in chosen.speculation.why
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, SameBits(step=63, context=256)),
+        ({"threads": 1}, SameBits(step=63, context=None)),
+        ({"cache_type_k": "q8_0"}, SameBits(step=None, context=None)),
+        ({"flash_attn": "off"}, None),
+        ({"facts": model()}, None),
+        ({"on_gpu": True}, None),
+        ({"lora": ("adapter.gguf",)}, None),
+        ({"extra_args": ("n_ubatch=7",)}, None),
+    ],
+)
+def test_where_several_tokens_have_the_bits_of_one(
+    settings: dict[str, Any], expected: SameBits | None
+) -> None:
+    assert performance(**settings).same_bits == expected
 
 
 def test_tuning_turns_speculation_on_where_it_keeps_answers() -> None:
