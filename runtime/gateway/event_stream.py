@@ -94,9 +94,10 @@ class EventStream:
     async def settle(self) -> None:
         """Send what could not be sent at once."""
         opening = await self._opening()
-        data, self._data = self._data, b""
         waiting, self._waiting = self._waiting, []
-        await self._reply.piece(opening + data + self._encoded(waiting))
+        data, self._data = opening + self._data + self._encoded(waiting), b""
+        if not self._reply.piece_now(data):
+            await self._reply.piece(data)
 
     def _encoded(self, pieces: Sequence[LLMDelta]) -> bytes:
         return b"".join([self._encoder.piece(piece) for piece in pieces])

@@ -62,10 +62,15 @@ class AsyncWire:
             WireError: That failed.
         """
         await self._disconnect()
-        self._stream = stream = await self._connect(effect)
         http = h11.Connection(h11.CLIENT)
         with _well_formed():
-            for piece in _encoded(http, effect.request):
+            pieces = _encoded(http, effect.request)
+            first = next(pieces)
+            self._stream = stream = await self._connect_here(effect, first)
+            if stream is None:
+                self._stream = stream = await self._connect(effect)
+                await self._send(stream, first, effect.until)
+            for piece in pieces:
                 await self._send(stream, piece, effect.until)
             response = await self._event(stream, http, effect.until)
         if not isinstance(response, h11.Response):
@@ -197,16 +202,20 @@ class AsyncWire:
         if isinstance(self._stream, LoopStream):
             self._stream.fail(AbortedError("closed"))
 
+    async def _connect_here(self, effect: Open, first: bytes) -> ByteStream | LoopStream | None:
+        """A connection within this machine, with its first bytes sent; None: it must wait."""
+        parts = urlsplit(effect.request.base_url)
+        if parts.scheme == "https" or not _on_asyncio():
+            return None
+        self._check()
+        return await LoopStream.connect_here(parts.hostname or "", parts.port or 80, first)
+
     async def _connect(self, effect: Open) -> ByteStream | LoopStream:
         parts = urlsplit(effect.request.base_url)
         host = parts.hostname or ""
         until = min(effect.until, time.monotonic() + effect.connect_timeout_s)
         plain = parts.scheme != "https"
         try:
-            if plain and _on_asyncio():
-                here = await LoopStream.connect_here(host, parts.port or 80)
-                if here is not None:
-                    return here
             with self._within(until):
                 if plain:
                     connect = LoopStream.connect if _on_asyncio() else anyio.connect_tcp

@@ -64,12 +64,31 @@ class LoopStream(asyncio.Protocol):
         return stream
 
     @classmethod
-    async def connect_here(cls, host: str, port: int) -> LoopStream | None:
-        """A connection to a server on this machine; None where it is elsewhere, or must wait."""
+    async def connect_here(cls, host: str, port: int, first: bytes) -> LoopStream | None:
+        """A connection to a server on this machine, to which the first bytes are sent already.
+
+        The server has them before the event loop turns: requests that come together are not all
+        with it only when the last of them is ready.
+
+        Returns:
+            None where the server is elsewhere, or the connection must wait; nothing is sent then.
+
+        Raises:
+            BrokenError: The server hung up at once.
+        """
         address = _address(host)
         if address is None or not address.is_loopback or (made := _at_once(host, port)) is None:
             return None
-        _, stream = await asyncio.get_running_loop().create_connection(cls, sock=made)
+        try:
+            sent = made.send(first)
+        except BlockingIOError:
+            sent = 0
+        except OSError as exc:
+            made.close()
+            raise BrokenError(str(exc)) from exc
+        transport, stream = await asyncio.get_running_loop().create_connection(cls, sock=made)
+        if sent < len(first):
+            transport.write(first[sent:])
         return stream
 
     # --- for a task ---------------------------------------------------------------------------

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from runtime.server.watchdog import Verdict
 
 CONFIRM_AGAIN_S = 0.02
+READ_AGAIN_S = 0.05
+"""Once it serves, its lines are for the log alone: some 15 a request, and a wake-up for each took
+from the requests of this process an eighth of their processor time."""
 KILL_PATIENCE_S = 2.0
 ERROR_TAIL_LINES = 20
 DIAGNOSIS_LINES = 200  # a traceback may push the telling line far up
@@ -192,6 +195,7 @@ class EngineRun:
     def terminate(self, reason: str) -> None:
         """Ask it to end."""
         self._timers.cancel_all()
+        self._listen()
         self._process.terminate(reason)
 
     def kill(self, reason: str) -> None:
@@ -241,10 +245,19 @@ class EngineRun:
         if self._ended:
             return
         data = self._process.read_output()
+        if data:
+            self._take_lines(self.tail.feed(data))
         if data == b"":
             self._loop.unwatch(self._process.output_fd)
-        elif data:
-            self._take_lines(self.tail.feed(data))
+        elif self.ready_at is not None:
+            self._loop.unwatch(self._process.output_fd)
+            self._timers.after(READ_AGAIN_S, "output", self._listen)
+
+    def _listen(self) -> None:
+        if self._ended:
+            return
+        self._loop.unwatch(self._process.output_fd)
+        self._loop.watch(self._process.output_fd, self._read_output)
 
     def _take_lines(self, lines: list[str]) -> None:
         if self.ready_at is not None:

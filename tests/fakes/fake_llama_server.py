@@ -176,6 +176,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         if "flood_on_post_bytes" in FAKE:
             flood(FAKE["flood_on_post_bytes"])
+        for number in range(FAKE.get("lines_on_post", 0)):
+            say(f"line {number}")
+            time.sleep(0.002)
         if "die_on_post" in FAKE:
             os.kill(os.getpid(), signal.SIGSEGV)
         self._send(

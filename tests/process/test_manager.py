@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,6 +233,47 @@ def test_kill_9_while_idle_is_seen_and_mended(fake_manager: FakeFactory) -> None
     assert snapshot.last_exit["signal"] == "SIGKILL"
     assert endpoint.generation > 1
     assert [step["after"] for step in snapshot.history].count("ready") == 2
+
+
+def _post(manager: ServerManager) -> None:
+    """Ask it for something."""
+    endpoint = manager.endpoint(5)
+    address = endpoint.base_url.removeprefix("http://")
+    with closing(http.client.HTTPConnection(address, timeout=10)) as connection:
+        connection.request("POST", "/v1/completions", body="{}")
+        assert connection.getresponse().status == 200
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts what a thread waited for in /proc")
+def test_the_lines_of_an_engine_that_serves_are_read_together(fake_manager: FakeFactory) -> None:
+    """Each wake-up takes the interpreter from the requests of this process."""
+    manager = fake_manager(lines_on_post=40).start()
+    (thread,) = (each for each in threading.enumerate() if "supervisor" in each.name)
+    status = Path(f"/proc/self/task/{thread.native_id}/status")
+
+    def waits() -> int:
+        line = next(line for line in status.read_text().splitlines() if line.startswith("vol"))
+        return int(line.split()[1])
+
+    before = waits()
+    _post(manager)
+    wait_until("the last line is there", lambda: "line 39" in manager.logs(1))
+    assert waits() - before < 20
+    assert manager.logs(40) == tuple(f"line {number}" for number in range(40))
+
+
+def test_the_last_words_of_an_engine_that_served_are_complete(fake_manager: FakeFactory) -> None:
+    """Also those that were still to be read when it died."""
+    policy = RestartPolicy(enabled=False)
+    manager = fake_manager(lines_on_post=5, options={"restart": policy}).start()
+    _post(manager)
+    assert manager.pid
+    os.kill(manager.pid, signal.SIGKILL)
+    wait_until("it is failed", lambda: manager.state is State.FAILED)
+    with pytest.raises(EngineStartError) as caught:
+        manager.endpoint(1)
+    written = (caught.value.log_path or Path()).read_text("utf-8").splitlines()
+    assert manager.logs(400) == tuple(written[:-1]), "the file ends with how it ended"
 
 
 @pytest.mark.faults("crash loop", "failed", "died")

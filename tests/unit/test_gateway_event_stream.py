@@ -29,6 +29,7 @@ class Reply:
 
     def __init__(self, slow: asyncio.Event | None = None) -> None:
         self.sent: list[str] = []
+        self.late: list[str] = []
         self._slow = slow
         self._heard = asyncio.Event()
 
@@ -38,6 +39,7 @@ class Reply:
             await self._slow.wait()
 
     async def piece(self, data: bytes) -> None:
+        self.late.append(data.decode())
         self._note(data.decode())
 
     def piece_now(self, data: bytes) -> bool:
@@ -82,6 +84,7 @@ def test_a_quick_answer_is_left_alone() -> None:
             assert not events.begun
             await say(events, HELLO)
             await say(events, HELLO)
+            assert not reply.late  # the first, too, leaves before another request has its turn
         await events.end(response("Hello.Hello."))
         return reply.sent
 

@@ -22,6 +22,7 @@ from runtime.inference.effects import (
     Emit,
     ExpiredError,
     HttpRequest,
+    Open,
     Read,
     WireError,
     open_,
@@ -281,13 +282,65 @@ def test_a_server_on_this_machine_is_there_at_once_or_not_at_all() -> None:
     async def talk() -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
-            stream = await LoopStream.connect_here("127.0.0.1", port)
+            stream = await LoopStream.connect_here("127.0.0.1", port, b"x")
             assert stream is not None
             await stream.aclose()
-        assert await LoopStream.connect_here("127.0.0.1", port) is None
-        assert await LoopStream.connect_here("192.0.2.1", port) is None
+        assert await LoopStream.connect_here("127.0.0.1", port, b"x") is None
+        assert await LoopStream.connect_here("192.0.2.1", port, b"x") is None
 
     asyncio.run(talk())
+
+
+def test_a_request_is_with_the_server_before_the_next_is_looked_at() -> None:
+    """Else requests that come together are all with it only when the last of them is ready."""
+    said: list[bytes] = []
+
+    async def ask(server: socket.socket, body: bytes) -> None:
+        wire = AsyncWire(SlotQueue())
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        wanted = HttpRequest(base_url=address, path="/", body=body)
+        with pytest.raises(WireError):
+            await wire.open(Open(request=wanted, connect_timeout_s=1.0, until=soon()))
+
+    async def talk(server: socket.socket) -> None:
+        asking = asyncio.create_task(ask(server, b"first"))
+        await asyncio.sleep(0)  # one turn of the event loop
+        connection, _ = server.accept()
+        with connection:
+            connection.setblocking(False)
+            said.append(connection.recv(2**16))
+        await asking
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        asyncio.run(talk(server))
+    assert said[0].endswith(b"first")
+
+
+def test_what_a_server_does_not_take_at_once_follows() -> None:
+    first = bytes(range(256)) * 2**16
+    got = bytearray()
+
+    def serve(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            while len(got) <= len(first):
+                got.extend(connection.recv(2**20))
+            connection.sendall(b"done")
+
+    async def talk(server: socket.socket) -> None:
+        stream = await LoopStream.connect_here("127.0.0.1", server.getsockname()[1], first)
+        assert stream is not None
+        await stream.send(b"!", soon())
+        assert await stream.receive(soon()) == b"done"
+        await stream.aclose()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, args=[server])
+        thread.start()
+        asyncio.run(talk(server))
+        thread.join()
+    assert bytes(got) == first + b"!"
 
 
 class CountingLoop(asyncio.SelectorEventLoop):
