@@ -142,9 +142,10 @@ def _is_plain(asked: Wish, endpoint: Endpoint) -> bool:
 
 def _prompt_tokens(body: bytes) -> int | None:
     try:
-        match json.loads(body):
-            case {"usage": {"prompt_tokens": int(count)}}:
-                return count
+        said = json.loads(body)
     except ValueError:
-        pass
+        return None
+    match said:
+        case {"usage": {"prompt_tokens": int(count)}}:
+            return count
     return None
