@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from runtime.engines.detect import engines
+from runtime.server import registry
 from runtime.server.manager import ServerManager
 from runtime.settings import ENV_PREFIX, RestartPolicy, ServerConfig, directories
 from runtime.store import ModelStore
@@ -166,13 +167,28 @@ def no_process_left() -> Iterator[None]:
 def _started_since(before: set[psutil.Process]) -> set[psutil.Process]:
     """Our children and theirs, but for what a process that outlives the test has started.
 
-    The gateway of a module, say, whose engine is another one after the test.
+    The gateway of a module, say, whose engine is another one after the test; or the spare engine
+    process, with its keeper, of a server that was there before.
     """
     started = set(psutil.Process().children(recursive=True)) - before
-    for process in before if started else ():
+    if not started:
+        return started
+    for process in before:
         with contextlib.suppress(psutil.NoSuchProcess):
             started -= set(process.children(recursive=True))
+    servers = {_server_of(process) for process in before} - {None}
+    for process in [process for process in started if _server_of(process) in servers]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started -= {process, process.parent()}
     return started
+
+
+def _server_of(process: psutil.Process) -> str | None:
+    """The name of the managed server that a process is an engine of; None: of none."""
+    try:
+        return process.environ().get(registry.MARK)
+    except psutil.Error:
+        return None
 
 
 def is_gone(pid: int) -> bool:
