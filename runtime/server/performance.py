@@ -60,6 +60,13 @@ UNSPLIT_TOKENS: Final = 256
 DRAFT_MODEL_TOKENS: Final = 16
 """The longest draft of a draft model: 3 tokens in newer llama.cpp builds, 16 in older ones."""
 
+SPINS: Final = 1000
+"""How often a thread of the engine looks for the others before it gives its core away.
+
+That is what libgomp takes itself when it has more threads than cores (``GOMP_SPINCOUNT`` in its
+manual); else it looks 300 times as often, while a neighbour has the core that the others wait for.
+"""
+
 SET: Final = "set"
 
 
@@ -165,6 +172,13 @@ def choose_performance(
         drafts_show=doubt,
         same_bits=same_bits,
     )
+
+
+def waiting(environ: Mapping[str, str]) -> dict[str, str]:
+    """How the engine's threads wait for each other, as variables; what the user set holds."""
+    if "GOMP_SPINCOUNT" in environ or "OMP_WAIT_POLICY" in environ:
+        return {}
+    return {"GOMP_SPINCOUNT": str(SPINS)}
 
 
 def within_batch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from runtime.hardware import cpu_budget, gpu_hint
 from runtime.memo import file_identity
 from runtime.server import registry
 from runtime.server.logs import forget_old_logs
-from runtime.server.performance import Profile, choose_performance, within_batch
+from runtime.server.performance import Profile, choose_performance, waiting, within_batch
 from runtime.server.profiles import look_up
 from runtime.server.tuning_profile import applicable
 from runtime.settings import directories, private_folder
@@ -224,7 +225,7 @@ def plan_launch(
         slot_folder=slot_folder,
         checkpoints=sizes.elastic.checkpoints,
         extra_args=config.extra_args,
-        env=dict(config.env),
+        env={**waiting(os.environ), **config.env},
     )
     command = choice.engine.command(spec)
     log_path, log_notes = _log_file(config, spec)

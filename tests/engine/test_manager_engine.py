@@ -70,6 +70,7 @@ def test_start_use_and_stop(
         assert slots["total"] == (1 if engine["kind"] == "llama-cpp-python" else 2)
         assert device["actual"] == "cpu"
         assert device["why"]
+        assert psutil.Process(pid).environ()["GOMP_SPINCOUNT"] == "1000", "docs/performance.md"
         assert engine["capabilities"]["json_schema"] is True
     wait_until("the engine is gone", lambda: not psutil.pid_exists(pid), timeout_s=1)
 

@@ -14,7 +14,13 @@ from runtime.engines.commands.llama_cpp_python import llama_cpp_python_command
 from runtime.engines.commands.llama_server import llama_server_command
 from runtime.engines.commands.xllamacpp import xllamacpp_command
 from runtime.errors import ConfigError
-from runtime.server.performance import SPECULATIONS, Profile, choose_performance, within_batch
+from runtime.server.performance import (
+    SPECULATIONS,
+    Profile,
+    choose_performance,
+    waiting,
+    within_batch,
+)
 from runtime.settings import ServerConfig
 from tests.unit.some_cpu import budget
 from tests.unit.some_launch import FLAGS, SPEC
@@ -119,6 +125,12 @@ def test_where_several_tokens_have_the_bits_of_one(
     settings: dict[str, Any], expected: SameBits | None
 ) -> None:
     assert performance(**settings).same_bits == expected
+
+
+def test_how_threads_wait_is_chosen_unless_the_user_has() -> None:
+    assert waiting({"PATH": "/bin"}) == {"GOMP_SPINCOUNT": "1000"}
+    assert waiting({"GOMP_SPINCOUNT": "7"}) == {}
+    assert waiting({"OMP_WAIT_POLICY": "active"}) == {}
 
 
 def test_tuning_turns_speculation_on_where_it_keeps_answers() -> None:
