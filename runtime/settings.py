@@ -133,6 +133,12 @@ class ServerConfig(BaseModel):
         description="Micro-batch: tokens computed in one step, of the batch_size that are taken up "
         "at once. Embedding knows no larger batch. None: as batch_size.",
     )
+    prompts_at_once: int | None = Field(
+        None,
+        ge=1,
+        description="Long prompts (400 characters or more) that are begun at a time, of requests "
+        "that come together: with few the first of them answer sooner. None: 2, on a GPU all.",
+    )
     threads: int | None = Field(
         None, ge=1, description="None: the least of cores, affinity and cgroup quota."
     )

@@ -5,9 +5,10 @@
 A pair is the same number of clients asking for answers of the same length, once of the engine and
 once through the gateway, in changing order and each with prompts of one length that no cache knows.
 Told is the median over all pairs, with the quartiles, of what the gateway has of the engine's
-tokens per second, and of how much later its first token comes; of the latter there are more pairs,
-with short answers. One client is asked in four times as many pairs as four, for a pair of single
-answers tells less and takes less time. Besides, what processor time a token costs in the gateway.
+tokens per second, and of how much later its first token comes, that of all clients on average and
+that of the last; of the latter two there are more pairs, with short answers. One client is asked in
+four times as many pairs as four, for a pair of single answers tells less and takes less time.
+Besides, what processor time a token costs in the gateway.
 At last 64 clients at once share the slots, where every failed request counts.
 
 Both ask the engine the same: prompts of the same tokens in number, and after the warm-up none that
@@ -85,6 +86,8 @@ class Round:
     tokens: int
     tokens_per_s: float
     first_token_ms: float
+    last_ms: float
+    """Until the last of them had its first token."""
     errors: int
 
 
@@ -106,6 +109,11 @@ class Pair:
     def later_ms(self) -> float:
         """How much later its first token came."""
         return self.gateway.first_token_ms - self.engine.first_token_ms
+
+    @property
+    def last_later_ms(self) -> float:
+        """How much later the last of them had its own."""
+        return self.gateway.last_ms - self.engine.last_ms
 
 
 def serve(model: str, threads: int | None) -> None:
@@ -214,6 +222,7 @@ async def measure(target: Target, clients: int, tokens: int) -> Round:
         tokens=total,
         tokens_per_s=total / took,
         first_token_ms=1000 * statistics.mean([first for first, _ in good] or [0.0]),
+        last_ms=1000 * max([first for first, _ in good] or [0.0]),
         errors=clients - len(good),
     )
 
@@ -251,7 +260,8 @@ def report(clients: int, long: Sequence[Pair], short: Sequence[Pair]) -> None:
     )
     print(
         f"  {clients} at once  gateway  {told([each.share for each in long])} % of the speed; "
-        f"first token later by {told([each.later_ms for each in every])} ms; "
+        f"first token later by {told([each.later_ms for each in every])} ms, "
+        f"the last one's by {told([each.last_later_ms for each in every])} ms; "
         f"{spent_us:.0f} us of processor time a token",
         flush=True,
     )

@@ -29,6 +29,7 @@ class ServerOptions(TypedDict, total=False):
     parallel: Literal["auto"] | int
     batch_size: int | None
     ubatch_size: int | None
+    prompts_at_once: int | None
     threads: int | None
     threads_batch: int | None
     gpu_layers: Literal["auto", "all"] | int

@@ -127,7 +127,7 @@ class ManagedSource:
 
     def _known(self, endpoint: Endpoint) -> Endpoint:
         self._current = endpoint
-        self.queue.resize(endpoint.slots)
+        self.queue.resize(endpoint.slots, endpoint.prompts_at_once)
         return endpoint
 
     def _tell_progress(self, progress: PullProgress) -> None:

@@ -10,7 +10,7 @@ import anyio
 from runtime.client._core import ClientCore
 from runtime.client._stream import DELTAS, EVENTS, THINKING, AsyncAnswerStream, async_pieces
 from runtime.inference import embeddings, structured, wishes
-from runtime.inference.async_transport import Performance, Threads, locate
+from runtime.inference.async_transport import Performance, Threads
 from runtime.inference.async_wire import AsyncWire
 from runtime.inference.failures import client_closed
 
@@ -282,23 +282,19 @@ class AsyncLlamaClient(ClientCore):
     async def _run(
         self, source: EndpointSource, wanted: Flow[T], *, threads: Threads | None = None
     ) -> T:
-        async def begin() -> Flow[T]:
-            return wanted
-
         wire = AsyncWire(source.queue)
-        async with self._performance(source, begin, wire, threads) as performance:
+        async with self._performance(source, lambda: wanted, wire, threads) as performance:
             await performance.deliver()
         return performance.result
 
     def _performance(
         self,
         source: EndpointSource,
-        begin: Callable[[], Awaitable[Flow[T]]],
+        begin: Callable[[], Flow[T] | Awaitable[Flow[T]]],
         wire: AsyncWire,
         threads: Threads | None,
     ) -> Performance[T]:
-        find = partial(locate, source)
-        return Performance(begin, locate=find, board=self._board, wire=wire, threads=threads)
+        return Performance(begin, source=source, board=self._board, wire=wire, threads=threads)
 
     async def _started(self, source: EndpointSource) -> None:
         if self._closed:

@@ -279,6 +279,7 @@ class Endpoint:
         slot_folder: Where it writes what a slot holds when asked to; None: nowhere.
         same_bits: How far a text that it is given is to it as one that it has written; None: not
             at all, as far as is known.
+        prompts_at_once: How many long prompts it is best given at a time; None: all there are.
     """
 
     base_url: str
@@ -293,3 +294,4 @@ class Endpoint:
     batch_tokens: int | None = None
     slot_folder: Path | None = None
     same_bits: SameBits | None = None
+    prompts_at_once: int | None = None

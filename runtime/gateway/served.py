@@ -113,12 +113,16 @@ class ServedModel(AsyncLlamaClient):
         read = partial(reading, call.request, policy=self._settings.policy)
         aside = large or wishes.takes_long(call.request)
 
-        async def begin() -> Flow[LLMResponse]:
-            wish = await self._threads.run(read) if aside else read()
-            return self._conversation(wish, None, emit=emit)
+        def begin() -> Flow[LLMResponse]:
+            return self._conversation(read(), None, emit=emit)
+
+        async def begin_aside() -> Flow[LLMResponse]:
+            return self._conversation(await self._threads.run(read), None, emit=emit)
 
         wire = AsyncWire(self._source.queue)
-        return self._performance(self._source, begin, wire, self._threads if aside else None)
+        if aside:
+            return self._performance(self._source, begin_aside, wire, self._threads)
+        return self._performance(self._source, begin, wire, None)
 
 
 class ServedLoader:

@@ -1,7 +1,7 @@
 """The async driver: performs the effects of a flow over HTTP, one connection a request.
 
-Streams, cancel scopes and threads are anyio's, so asyncio and trio both work; the heads of HTTP are
-h11's. Both come with httpx2, whose own client is left out for the reasons
+Streams, cancel scopes and threads are anyio's, so asyncio and trio both work; the heads of answers
+are read by h11. Both come with httpx2, whose own client is left out for the reasons
 :mod:`runtime.inference.transport` gives: a deadline here is an instant, which a cancel scope around
 each effect keeps. On asyncio a streamed answer is taken where it comes in instead, by
 :mod:`runtime.inference.loop_stream`: its tokens wake no task.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Awaitable
 from functools import partial
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
@@ -31,7 +32,7 @@ from runtime.inference.effects import (
 from runtime.inference.failures import client_closed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from runtime.contracts import LLMDelta
     from runtime.engines.base import Endpoint
@@ -75,15 +76,15 @@ class Performance(Generic[T]):
 
     def __init__(
         self,
-        begin: Callable[[], Awaitable[Flow[T]]],
+        begin: Callable[[], Flow[T] | Awaitable[Flow[T]]],
         *,
-        locate: Callable[[float], Awaitable[Endpoint]],
+        source: Locatable,
         board: Switchboard,
         wire: AsyncWire,
         threads: Threads | None = None,
     ) -> None:
         self._begin = begin
-        self._locate = locate
+        self._source = source
         self._board = board
         self._wire = wire
         self._threads = threads
@@ -96,7 +97,10 @@ class Performance(Generic[T]):
         with self._stack:
             self._stack.enter_context(self._board.connected(self._wire))
             try:
-                self._flow = await self._wire.wait_for(self._begin())
+                begun = self._begin()
+                if isinstance(begun, Awaitable):
+                    begun = await self._wire.wait_for(begun)
+                self._flow = begun
             except AbortedError:
                 raise client_closed() from None
             self._stack.enter_context(contextlib.closing(self._flow))
@@ -232,12 +236,29 @@ class Performance(Generic[T]):
         if isinstance(effect, Open):
             return await self._wire.open(effect)
         if isinstance(effect, Locate):
-            return await self._wire.wait_for(self._locate(effect.timeout_s))
+            return await self._located(effect.timeout_s)
         if isinstance(effect, Enter):
             return await self._wire.enter(effect)
         if isinstance(effect, Pause):
             await self._wire.pause(effect.seconds)
         return None
+
+    async def _located(self, timeout_s: float) -> Endpoint:
+        """The endpoint, waited for while the server is being restarted.
+
+        Raises:
+            LLMProviderError: There is none, or not in time.
+            AbortedError: The wire was aborted meanwhile.
+        """
+        until = time.monotonic() + timeout_s
+        while True:
+            self._wire.check()
+            try:
+                return self._source.endpoint(0.0)
+            except RequestTimeoutError:  # it is on its way
+                if time.monotonic() >= until:
+                    raise
+            await self._wire.pause(_LOOK_AGAIN_S)
 
 
 class Threads:
@@ -257,22 +278,6 @@ class Threads:
     async def finish(self, work: Callable[[], T]) -> T:
         """What ``work`` returns; a task that is cancelled ends with it."""
         return await anyio.to_thread.run_sync(work, limiter=self._limiter)
-
-
-async def locate(source: Locatable, timeout_s: float) -> Endpoint:
-    """The endpoint, waited for while the server is being restarted.
-
-    Raises:
-        LLMProviderError: There is none, or not in time.
-    """
-    until = time.monotonic() + timeout_s
-    while True:
-        try:
-            return source.endpoint(0.0)
-        except RequestTimeoutError:  # it is on its way
-            if time.monotonic() >= until:
-                raise
-        await anyio.sleep(_LOOK_AGAIN_S)
 
 
 class Locatable(Protocol):

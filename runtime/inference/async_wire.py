@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import ssl
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
@@ -35,6 +36,7 @@ T = TypeVar("T")
 
 _PACKET_BYTES = 64 * 1024
 _SENT_BYTES = 256 * 1024
+_PLAIN: Final = re.compile("[!-~]+")
 
 
 class AsyncWire:
@@ -62,9 +64,8 @@ class AsyncWire:
             WireError: That failed.
         """
         await self._disconnect()
-        http = h11.Connection(h11.CLIENT)
         with _well_formed():
-            pieces = _encoded(http, effect.request)
+            pieces = _encoded(effect.request)
             first = next(pieces)
             self._stream = stream = await self._connect_here(effect, first)
             if stream is None:
@@ -72,9 +73,12 @@ class AsyncWire:
                 await self._send(stream, first, effect.until)
             for piece in pieces:
                 await self._send(stream, piece, effect.until)
+            http = h11.Connection(h11.CLIENT)  # which only reads
             response = await self._event(stream, http, effect.until)
         if not isinstance(response, h11.Response):
             raise BrokenError("the connection was closed without an answer")
+        if self._place is not None:
+            self._place.begun()  # llama.cpp sends the head of a stream when a slot begins
         head = HttpHead(
             status=response.status_code,
             headers={name.decode("ascii"): _text(value) for name, value in response.headers},
@@ -135,7 +139,7 @@ class AsyncWire:
                 wanted = step(b"")
             return wanted
 
-        self._check()
+        self.check()
         await stream.each(take, until)
 
     async def pause(self, seconds: float) -> None:
@@ -166,7 +170,9 @@ class AsyncWire:
         """
         self._leave()
         granted = anyio.Event()
-        self._place = place = self._queue.enter(granted.set, bounded=effect.bounded)
+        self._place = place = self._queue.enter(
+            granted.set, bounded=effect.bounded, long=effect.long
+        )
         if not place.granted:
             try:
                 with self._within(effect.until):
@@ -190,7 +196,9 @@ class AsyncWire:
 
     async def _disconnect(self) -> None:
         stream, self._stream, self._body, self._came = self._stream, None, None, b""
-        if stream is not None:
+        if isinstance(stream, LoopStream):
+            stream.close()
+        elif stream is not None:
             with anyio.CancelScope(shield=True):  # it does not wait for the server
                 await stream.aclose()
 
@@ -207,7 +215,7 @@ class AsyncWire:
         parts = urlsplit(effect.request.base_url)
         if parts.scheme == "https" or not _on_asyncio():
             return None
-        self._check()
+        self.check()
         return await LoopStream.connect_here(parts.hostname or "", parts.port or 80, first)
 
     async def _connect(self, effect: Open) -> ByteStream | LoopStream:
@@ -237,7 +245,7 @@ class AsyncWire:
 
     async def _send(self, stream: ByteStream | LoopStream, data: bytes, until: float) -> None:
         if isinstance(stream, LoopStream):
-            self._check()
+            self.check()
             await stream.send(data, until)
             return
         with self._within(until), _translated():
@@ -246,7 +254,7 @@ class AsyncWire:
     async def _received(self, stream: ByteStream | LoopStream, until: float) -> bytes:
         """The next bytes of a connection; none at its end."""
         if isinstance(stream, LoopStream):
-            self._check()
+            self.check()
             return await stream.receive(until)
         with self._within(until), _translated():
             try:
@@ -265,7 +273,8 @@ class AsyncWire:
             elif not isinstance(event, h11.InformationalResponse):
                 return event
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise AbortedError where the wire was aborted."""
         if self.aborted:
             raise AbortedError("closed")
 
@@ -282,7 +291,7 @@ class AsyncWire:
                 yield
             finally:
                 self._scope = None
-        self._check()
+        self.check()
         if scope.cancelled_caught:
             raise ExpiredError("the deadline has passed")
 
@@ -312,23 +321,21 @@ def _well_formed() -> Generator[None]:
         raise BrokenError(str(exc)) from exc
 
 
-def _encoded(http: h11.Connection, request: HttpRequest) -> Iterator[bytes]:
+def _encoded(request: HttpRequest) -> Iterator[bytes]:
     """The request in pieces: copying tens of megabytes at once would hold up the event loop."""
     parts = urlsplit(request.base_url)
     body = request.body or b""
     fields = {"Host": parts.netloc, **headers(request)}
     if request.body is not None:
         fields["Content-Length"] = str(len(body))
-    head = h11.Request(
-        method=request.method, target=parts.path + request.path, headers=list(fields.items())
-    )
-    piece = http.send(head) or b""
-    for start in range(0, len(body), _SENT_BYTES):
-        yield piece + (http.send(h11.Data(data=body[start : start + _SENT_BYTES])) or b"")
+    target = parts.path + request.path
+    if not all(map(_PLAIN.fullmatch, (target, parts.netloc, request.api_key or "none"))):
+        raise BrokenError("the address or the key holds characters that HTTP cannot carry")
+    lines = [f"{request.method} {target} HTTP/1.1", *map(": ".join, fields.items()), "", ""]
+    piece = "\r\n".join(lines).encode("ascii")
+    for start in range(0, max(len(body), 1), _SENT_BYTES):
+        yield piece + body[start : start + _SENT_BYTES]
         piece = b""
-    piece += http.send(h11.EndOfMessage()) or b""
-    if piece:
-        yield piece
 
 
 def _text(value: bytes) -> str:

@@ -97,10 +97,12 @@ class Enter:
     Attributes:
         until: Instant by which it must be free.
         bounded: Whether a full line refuses it.
+        long: Whether it brings a long prompt, which is begun when the head of an answer comes.
     """
 
     until: float
     bounded: bool = True
+    long: bool = False
 
 
 @dataclass(frozen=True, slots=True)

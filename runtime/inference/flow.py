@@ -5,7 +5,7 @@ Generators of effects (see :mod:`runtime.inference.effects`), shared by every cl
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from runtime.contracts import Provenance
 from runtime.errors import (
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from runtime.inference.places import Places
     from runtime.inference.sessions import Keeping
     from runtime.inference.wishes import Wish
+
+_LONG: Final = 400
+"""Characters, some 100 tokens. What shorter prompts gain by turns, the last of them and all tokens
+per second lose (docs/performance.md)."""
 
 
 def converse(
@@ -61,12 +65,17 @@ def converse(
     seating = Seating(wish, places, keeping, backend.pace)
     ask = Ask(wish, seating, limits, backend, emit=emit)
     try:
-        place = yield from queueing.take_place(ask.clock.until("total"))
+        place = yield from queueing.take_place(ask.clock.until("total"), long=_is_long(wish))
         response = yield from _answered(ask)
         return queueing.noted(seating.noted(response), place)
     finally:
         seating.leave()
         backend.incidents.leave(ask.ticket)
+
+
+def _is_long(wish: Wish) -> bool:
+    """Whether computing the prompt may take much longer than the fixed costs of a step."""
+    return bool(wish.tools) or sum(len(str(each["content"])) for each in wish.messages) >= _LONG
 
 
 def _answered(ask: Ask) -> Flow[LLMResponse]:

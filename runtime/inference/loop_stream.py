@@ -26,16 +26,19 @@ _MOST_WAITING_BYTES: Final = 256 * 1024
 
 _SLACK_S: Final = 0.001
 
+_PACKET_BYTES: Final = 64 * 1024
+
 _NEXT_ADDRESS_S: Final = 0.25
 """After so long the next address of a name is tried as well (RFC 8305, section 8)."""
 
 
-class LoopStream(asyncio.Protocol):
+class LoopStream(asyncio.BufferedProtocol):
     """A connection of one task of an asyncio event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._buffer = memoryview(bytearray(_PACKET_BYTES))
         self._pieces: list[bytes] = []
         self._waiting_bytes = 0
         self._paused = False
@@ -129,7 +132,7 @@ class LoopStream(asyncio.Protocol):
                 self._news = None
         return self._taken()
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Close at once; what is not sent yet is not sent any more."""
         self._stop_timer()
         if self._transport is not None:
@@ -173,8 +176,13 @@ class LoopStream(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - it is TCP
         self._transport = transport
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, _: int) -> memoryview:
+        """Where the next bytes go: asyncio's own way allocates 256 KiB for each token."""
+        return self._buffer
+
+    def buffer_updated(self, size: int) -> None:
         """Bytes have come."""
+        data = bytes(self._buffer[:size])
         if self._over is not None and not self._over.done():
             self._give(data, self._over)
             return

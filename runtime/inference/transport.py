@@ -90,6 +90,8 @@ class Wire:
                 request.method, parts.path + request.path, request.body, headers(request)
             )
             self._response = response = connection.getresponse()
+        if self._place is not None:
+            self._place.begun()  # llama.cpp sends the head of a stream when a slot begins
         return HttpHead(
             status=response.status,
             headers={name.lower(): value for name, value in response.getheaders()},
@@ -149,7 +151,9 @@ class Wire:
             WireError: None was free in time, or the wire was aborted meanwhile.
         """
         self._leave()
-        self._place = place = self._queue.enter(self._woken.set, bounded=effect.bounded)
+        self._place = place = self._queue.enter(
+            self._woken.set, bounded=effect.bounded, long=effect.long
+        )
         if not place.granted:
             self._woken.wait(max(0.0, effect.until - time.monotonic()))
             self._woken.clear()

@@ -181,6 +181,7 @@ class EngineRun:
             batch_tokens=plan.batch_tokens,
             slot_folder=plan.spec.slot_folder,
             same_bits=plan.performance.same_bits,
+            prompts_at_once=plan.performance.prompts_at_once.value,
         )
         self.watch = ServiceWatch(  # before anyone can send it a request
             self._timers,

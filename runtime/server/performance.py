@@ -60,6 +60,14 @@ UNSPLIT_TOKENS: Final = 256
 DRAFT_MODEL_TOKENS: Final = 16
 """The longest draft of a draft model: 3 tokens in newer llama.cpp builds, 16 in older ones."""
 
+PROMPTS_AT_ONCE: Final = 2
+"""Long prompts that an engine on a processor is given at a time, of those that come together.
+
+It computes all it has in one step, and none has its first token before the last of them. A step
+takes as long as it has tokens, so that two by two the first ones come in half the time, and the
+others hardly later (docs/performance.md).
+"""
+
 SPINS: Final = 1000
 """How often a thread of the engine looks for the others before it gives its core away.
 
@@ -103,6 +111,7 @@ class Performance:
         ubatch_size: Tokens computed in one step; None for as many as ``batch_size``.
         flash_attn: Flash attention.
         speculation: Speculative decoding by n-grams; None for none.
+        prompts_at_once: Long prompts that are begun at a time; None for all that there are.
         drafts_show: Why answers may be others with drafts than without; None if they are not.
         same_bits: How far several tokens in a step have the bits that each has by itself; None: not
             at all.
@@ -114,6 +123,7 @@ class Performance:
     ubatch_size: Chosen[int | None]
     flash_attn: Chosen[FlashAttention]
     speculation: Chosen[Speculation | None]
+    prompts_at_once: Chosen[int | None]
     drafts_show: str | None = None
     same_bits: SameBits | None = None
 
@@ -169,6 +179,7 @@ def choose_performance(
         ubatch_size=chooser.choose("ubatch_size", None, "as batch_size"),
         flash_attn=flash_attn,
         speculation=_speculation(chooser, doubt),
+        prompts_at_once=_prompts_at_once(chooser, engine, on_gpu=on_gpu),
         drafts_show=doubt,
         same_bits=same_bits,
     )
@@ -234,6 +245,18 @@ def _speculation(chooser: _Chooser, doubt: str | None) -> Chosen[Speculation | N
     if doubt and kind.value != "off":
         return Chosen(value=SPECULATIONS[kind.value], why=f"{kind.why}, although: {doubt}")
     return Chosen(value=SPECULATIONS.get(kind.value), why=kind.why)
+
+
+def _prompts_at_once(chooser: _Chooser, engine: EngineKind, *, on_gpu: bool) -> Chosen[int | None]:
+    default: tuple[int | None, str] = (
+        PROMPTS_AT_ONCE,
+        "default: of long prompts the first answer sooner",
+    )
+    if on_gpu:
+        default = None, "not measured on a GPU"
+    if engine == "llama-cpp-python":
+        default = None, "llama-cpp-python takes one request at a time"
+    return chooser.choose("prompts_at_once", *default)
 
 
 def _no_speculation(engine: EngineKind, *, on_gpu: bool) -> str | None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ pytestmark = [
 
 SLOTS = 4
 PROMPT = "Tell me about the sea."
+LONG_PROMPT = 20 * PROMPT
 STORY = LLMChatParams(temperature=0.8, max_tokens=24, provider_options={"seed": 5})
 ENDLESS = LLMChatParams(max_tokens=4000)
 
@@ -139,6 +141,55 @@ def test_64_threads_on_4_slots_all_finish_with_their_own_answers(owner: LlamaCli
         answers = list(pool.map(ask, range(128)))
     assert [text for text, _ in answers] == alone * 32
     assert any(note for _, note in answers)
+
+
+def test_four_that_come_at_once_are_all_under_way_before_one_has_ended(
+    kind: str, tiny_model_path: Path
+) -> None:
+    """Two long prompts are begun at a time, and the next when a slot has one, not when it ends."""
+
+    async def begin(client: AsyncLlamaClient) -> AsyncAnswerStream[LLMStreamEvent]:
+        stream = client.stream_chat(LONG_PROMPT, params=ENDLESS)
+        await anext(stream)
+        return stream
+
+    async def work() -> None:
+        async with AsyncLlamaClient(
+            str(tiny_model_path), ctx_size=4096, threads=1, parallel=SLOTS, **options_of(kind)
+        ) as client:
+            assert client.server
+            told: Any = client.server.snapshot().performance["prompts_at_once"]
+            assert told["value"] == 2
+            async with asyncio.timeout(20):
+                streams = await asyncio.gather(*(begin(client) for _ in range(SLOTS)))
+            queue = client._source.queue.counts
+            assert (queue.running, queue.waiting) == (SLOTS, 0)
+            for stream in streams:
+                await stream.close()
+            reply = await client.chat(LONG_PROMPT, params=STORY)
+            assert "queue" not in (reply.raw or {})
+
+    asyncio.run(work())
+
+
+def test_four_threads_are_all_under_way_before_one_has_ended(
+    kind: str, tiny_model_path: Path
+) -> None:
+    together = threading.Barrier(SLOTS, timeout=20)
+
+    def begin(client: LlamaClient) -> None:
+        with client.stream_chat(LONG_PROMPT, params=ENDLESS) as stream:
+            next(stream)
+            together.wait()
+
+    with (
+        LlamaClient(
+            str(tiny_model_path), ctx_size=4096, threads=1, parallel=SLOTS, **options_of(kind)
+        ) as client,
+        ThreadPoolExecutor(SLOTS) as pool,
+    ):
+        for done in [pool.submit(begin, client) for _ in range(SLOTS)]:
+            done.result()
 
 
 async def by_closing(stream: AsyncAnswerStream[LLMStreamEvent]) -> None:

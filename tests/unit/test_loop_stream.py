@@ -64,7 +64,7 @@ async def connected(serve: Serve) -> AsyncGenerator[LoopStream]:
             async with asyncio.timeout(PATIENCE_S):
                 yield stream
         finally:
-            await stream.aclose()
+            stream.close()
             await done.wait()
 
 
@@ -284,7 +284,7 @@ def test_a_server_on_this_machine_is_there_at_once_or_not_at_all() -> None:
             port = server.getsockname()[1]
             stream = await LoopStream.connect_here("127.0.0.1", port, b"x")
             assert stream is not None
-            await stream.aclose()
+            stream.close()
         assert await LoopStream.connect_here("127.0.0.1", port, b"x") is None
         assert await LoopStream.connect_here("192.0.2.1", port, b"x") is None
 
@@ -333,7 +333,7 @@ def test_what_a_server_does_not_take_at_once_follows() -> None:
         assert stream is not None
         await stream.send(b"!", soon())
         assert await stream.receive(soon()) == b"done"
-        await stream.aclose()
+        stream.close()
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=serve, args=[server])
@@ -394,11 +394,8 @@ def cost_of(tokens: int) -> int:
             connection.sendall(b"0\r\n\r\n")
 
     async def talk(url: str) -> None:
-        async def begin() -> Flow[str]:
-            return flow(url)
-
         performance = Performance(
-            begin, locate=_nowhere, board=Switchboard(), wire=AsyncWire(SlotQueue())
+            partial(flow, url), source=_Nowhere(), board=Switchboard(), wire=AsyncWire(SlotQueue())
         )
         async with performance:
             await performance.deliver(sink)
@@ -416,8 +413,9 @@ def cost_of(tokens: int) -> int:
     return loop.put_off
 
 
-async def _nowhere(_: float) -> Endpoint:
-    raise AssertionError
+class _Nowhere:
+    def endpoint(self, timeout_s: float) -> Endpoint:
+        raise AssertionError(timeout_s)
 
 
 def test_a_token_costs_no_turn_of_the_event_loop_but_its_own() -> None:

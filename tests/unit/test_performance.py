@@ -127,6 +127,13 @@ def test_where_several_tokens_have_the_bits_of_one(
     assert performance(**settings).same_bits == expected
 
 
+def test_long_prompts_are_begun_two_at_a_time_where_that_was_measured() -> None:
+    assert performance().prompts_at_once.value == 2
+    assert performance(on_gpu=True).prompts_at_once.value is None
+    assert performance(prompts_at_once=7, on_gpu=True).prompts_at_once.value == 7
+    assert performance().public()["prompts_at_once"]["why"]
+
+
 def test_how_threads_wait_is_chosen_unless_the_user_has() -> None:
     assert waiting({"PATH": "/bin"}) == {"GOMP_SPINCOUNT": "1000"}
     assert waiting({"GOMP_SPINCOUNT": "7"}) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +21,19 @@ from runtime import (
     ConfigError,
     EngineNotRunningError,
     LlamaClient,
+    LLMMessage,
     LLMRateLimitError,
+    LLMRequest,
     QueueFullError,
     QueueTimeoutError,
+    ToolSpec,
 )
+from runtime.inference import flow, wishes
+from runtime.inference.clock import Limits
+from runtime.inference.effects import Enter
+from runtime.inference.policy import Policy
 from runtime.inference.queueing import Place, SlotQueue
+from runtime.inference.reply import Backend
 from tests.conftest import wait_until
 from tests.fakes.openai_server import FakeServer, Peer, Request, cuts_before_answering, says
 
@@ -36,6 +45,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.alone
 
 SLOTS = 2
+FIND = ToolSpec(name="find", description="", input_schema={"type": "object"}, output_schema={})
 
 
 @dataclass
@@ -138,6 +148,89 @@ def test_slots_that_come_to_be_let_the_line_move_up() -> None:
     places = [queue.enter(lambda: None) for _ in range(4)]
     queue.resize(3)
     assert [place.granted for place in places] == [True, True, True, False]
+
+
+def test_long_prompts_are_begun_a_few_at_a_time() -> None:
+    queue = SlotQueue(0)
+    queue.resize(4, prompts_at_once=2)
+    woken: list[int] = []
+    places = [queue.enter(partial(woken.append, n), long=True) for n in range(4)]
+
+    def at_work() -> list[bool]:
+        return [place.granted for place in places]
+
+    assert at_work() == [True, True, False, False]
+    assert (queue.counts.running, queue.counts.waiting) == (4, 0), "each of them has a slot"
+    assert {place.ahead for place in places} == {None}, "and none has to be told of a line"
+    with pytest.raises(QueueFullError):
+        queue.enter(lambda: None, long=True)
+    places[0].begun()
+    places[0].begun()
+    assert (at_work(), woken) == ([True, True, True, False], [2])
+    queue.leave(places[1])  # given up before it was begun
+    assert (at_work(), woken) == ([True, True, True, True], [2, 3])
+    later = queue.enter(lambda: None)
+    assert later.granted, "what brings none needs a slot alone"
+    for place in (*places[2:], places[0], later):
+        queue.leave(place)
+    assert (queue.counts.running, queue.counts.waiting) == (0, 0)
+    assert [queue.enter(int, long=True).granted for _ in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("said", "tools", "long"),
+    [("x" * 399, [], False), ("x" * 400, [], True), ("x", [FIND], True)],
+)
+def test_only_long_prompts_wait_for_their_turn(
+    said: str, tools: list[ToolSpec], *, long: bool
+) -> None:
+    request = LLMRequest(messages=[LLMMessage(role="user", content=said)], tools=tools)
+    wish = wishes.from_request(request, policy=Policy())
+    backend = Backend(name="test", config_hash="")
+    with contextlib.closing(flow.converse(wish, Limits(), backend, emit=True)) as steps:
+        entering = next(steps)
+    assert isinstance(entering, Enter)
+    assert entering.long is long
+
+
+def test_one_that_gives_up_while_others_begin_holds_up_nobody() -> None:
+    queue = SlotQueue(10)
+    queue.resize(4, prompts_at_once=1)
+    first, second, third = (queue.enter(lambda: None, long=True) for _ in range(3))
+    fourth = queue.enter(lambda: None)
+    queue.leave(second)
+    assert [third.granted, fourth.granted] == [False, False], "nobody overtakes"
+    queue.leave(third)
+    assert fourth.granted
+    assert queue.counts.running == 2
+    first.begun()
+    queue.leave(first)
+    queue.leave(fourth)
+    assert queue.counts.running == 0
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.lists(st.integers(0, 12), max_size=60))
+def test_whatever_begins_and_ends_no_turn_is_lost(slots: int, most: int, steps: list[int]) -> None:
+    """0 to 3: somebody comes; 4 to 8: a prompt is begun; else somebody leaves."""
+    queue = SlotQueue(1000)
+    queue.resize(slots, most)
+    places: list[Place] = []
+    for step in steps:
+        if step < 4:
+            places.append(queue.enter(lambda: None, long=True))
+        elif places and step < 9:
+            places[step % len(places)].begun()
+        elif places:
+            queue.leave(places.pop(step % len(places)))
+        at_work = [place for place in places if place.granted]
+        beginning = [place for place in at_work if place.begins]
+        assert len(at_work) <= slots
+        assert len(beginning) <= most
+        idle = len(at_work) < slots and len(beginning) < most
+        assert len(at_work) == len(places) or not idle, "nobody waits for nothing"
+        assert [place.granted for place in places] == sorted(
+            (place.granted for place in places), reverse=True
+        ), "nobody overtakes"
 
 
 def test_a_free_slot_costs_microseconds() -> None:
