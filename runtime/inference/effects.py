@@ -158,11 +158,13 @@ class StillQueuedError(ExpiredError):
 
     Attributes:
         ahead: How many were still before it.
+        had_slot: Whether it waited for its turn to begin alone.
     """
 
-    def __init__(self, ahead: int) -> None:
-        super().__init__("no slot was free")
+    def __init__(self, ahead: int, *, had_slot: bool = False) -> None:
+        super().__init__("its turn did not come")
         self.ahead = ahead
+        self.had_slot = had_slot
 
 
 class AbortedError(WireError):

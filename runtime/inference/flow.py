@@ -5,6 +5,7 @@ Generators of effects (see :mod:`runtime.inference.effects`), shared by every cl
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from runtime.contracts import Provenance
@@ -75,7 +76,8 @@ def converse(
 
 def _is_long(wish: Wish) -> bool:
     """Whether computing the prompt may take much longer than the fixed costs of a step."""
-    return bool(wish.tools) or sum(len(str(each["content"])) for each in wish.messages) >= _LONG
+    sizes = accumulate(len(str(each["content"])) for each in wish.messages)
+    return bool(wish.tools) or any(size >= _LONG for size in sizes)
 
 
 def _answered(ask: Ask) -> Flow[LLMResponse]:

@@ -154,7 +154,8 @@ class SlotQueue:
                 self._count(place)
                 place.granted = True
                 return place
-            waiting = self._running + len(self._line) - (self._slots or 0)
+            present = self._running + len(self._line)
+            waiting = present - (self._slots or 0)
             if waiting < 0:  # a slot is free, and it is only not its turn to begin
                 self._line.append(place)
                 return place
@@ -163,7 +164,7 @@ class SlotQueue:
                 raise QueueFullError(
                     f"All {self._slots} slots are busy, and {waiting} requests wait already.",
                     waiting=waiting,
-                    running=self._running,
+                    running=present - waiting,
                     max_queue=self._max_queue,
                     retry_after_s=None
                     if self._work_s is None
@@ -198,7 +199,8 @@ class SlotQueue:
     def still_queued(self, place: Place) -> StillQueuedError:
         """What to tell when the time of a place in line is up."""
         with self._lock:
-            return StillQueuedError(self._line.index(place) if place in self._line else 0)
+            ahead = self._line.index(place) if place in self._line else 0
+        return StillQueuedError(ahead, had_slot=place.ahead is None)
 
     @property
     def counts(self) -> QueueCounts:
@@ -249,12 +251,17 @@ def take_place(until: float, *, bounded: bool = True, long: bool = False) -> Flo
         place: Place | None = yield Enter(until=until, bounded=bounded, long=long)
     except StillQueuedError as exc:
         after_s = time.monotonic() - since
+        lacked = (
+            "No slot had taken up the prompts before it" if exc.had_slot else "No slot was free"
+        )
         raise QueueTimeoutError(
-            f"No slot was free within {after_s:.1f} s (total deadline); the request waited in the "
+            f"{lacked} within {after_s:.1f} s (total deadline); the request waited in the "
             f"queue, {exc.ahead} ahead of it.",
             after_s=after_s,
             ahead=exc.ahead,
-            doing="every slot of the engine was at work on another request",
+            doing="the engine had yet to begin with the long prompts of other requests"
+            if exc.had_slot
+            else "every slot of the engine was at work on another request",
             hint="Send fewer at once, raise parallel for more slots, or raise request_timeout_s.",
         ) from exc
     return place

@@ -32,7 +32,7 @@ from runtime.inference import flow, wishes
 from runtime.inference.clock import Limits
 from runtime.inference.effects import Enter
 from runtime.inference.policy import Policy
-from runtime.inference.queueing import Place, SlotQueue
+from runtime.inference.queueing import Place, SlotQueue, take_place
 from runtime.inference.reply import Backend
 from tests.conftest import wait_until
 from tests.fakes.openai_server import FakeServer, Peer, Request, cuts_before_answering, says
@@ -162,8 +162,9 @@ def test_long_prompts_are_begun_a_few_at_a_time() -> None:
     assert at_work() == [True, True, False, False]
     assert (queue.counts.running, queue.counts.waiting) == (4, 0), "each of them has a slot"
     assert {place.ahead for place in places} == {None}, "and none has to be told of a line"
-    with pytest.raises(QueueFullError):
+    with pytest.raises(QueueFullError) as caught:
         queue.enter(lambda: None, long=True)
+    assert (caught.value.running, caught.value.waiting) == (4, 0)
     places[0].begun()
     places[0].begun()
     assert (at_work(), woken) == ([True, True, True, False], [2])
@@ -191,6 +192,18 @@ def test_only_long_prompts_wait_for_their_turn(
         entering = next(steps)
     assert isinstance(entering, Enter)
     assert entering.long is long
+
+
+def test_a_turn_that_never_comes_is_told_as_that() -> None:
+    queue = SlotQueue()
+    queue.resize(4, prompts_at_once=1)
+    queue.enter(lambda: None, long=True)
+    second = queue.enter(lambda: None, long=True)
+    taking = take_place(0.0, long=True)
+    next(taking)
+    with pytest.raises(QueueTimeoutError, match="prompts before it") as caught:
+        taking.throw(queue.still_queued(second))
+    assert "every slot" not in str(caught.value.doing)
 
 
 def test_one_that_gives_up_while_others_begin_holds_up_nobody() -> None:
