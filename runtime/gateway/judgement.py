@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from runtime.gateway.rules import HOST, KEY_VARIABLE, is_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from runtime.gateway.rules import Rules
@@ -57,18 +58,18 @@ class Asked:
         path: Its path, decoded.
         scheme: ``"http"`` or ``"https"``.
         server: The address and port that the client connected to.
-        headers: Names, in lower case, and values.
+        headers: Every value of each header, by its name in lower case.
     """
 
     method: str
     path: str
     scheme: str
     server: tuple[str, int | None] | None
-    headers: tuple[tuple[bytes, bytes], ...]
+    headers: Mapping[bytes, Sequence[str]]
 
-    def all(self, name: bytes) -> list[str]:
+    def all(self, name: bytes) -> Sequence[str]:
         """Every value of a header."""
-        return [value.decode("latin-1") for key, value in self.headers if key == name]
+        return self.headers.get(name, ())
 
     def one(self, name: bytes) -> str | None:
         """The value of a header that is there once; None for one that is not."""
@@ -91,12 +92,15 @@ class Asked:
 
 def head_of(scope: Mapping[str, Any]) -> Asked:
     """The head in an ASGI scope."""
+    headers: defaultdict[bytes, list[str]] = defaultdict(list)
+    for name, value in scope["headers"]:
+        headers[name.lower()].append(value.decode("latin-1"))
     return Asked(
         method=scope["method"],
         path=scope["path"],
         scheme=scope.get("scheme", "http"),
         server=scope.get("server"),
-        headers=tuple((key.lower(), value) for key, value in scope["headers"]),
+        headers=headers,
     )
 
 
@@ -112,7 +116,7 @@ def judge(asked: Asked, rules: Rules) -> Refusal | None:
 
 
 def _judge_size(asked: Asked, rules: Rules) -> Refusal | None:
-    size = sum(len(key) + len(value) for key, value in asked.headers)
+    size = sum(len(name) + len(value) for name, values in asked.headers.items() for value in values)
     if size <= rules.max_header_bytes:
         return None
     return Refusal(
@@ -197,7 +201,7 @@ def shows_key(asked: Asked, rules: Rules) -> bool:
 
 
 def _shown_keys(asked: Asked) -> list[str]:
-    found = asked.all(b"x-api-key")
+    found = [*asked.all(b"x-api-key")]
     for value in asked.all(b"authorization"):
         scheme, _, key = value.partition(" ")
         if scheme.lower() == "bearer":

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import secrets
 import signal
 import socket
+import sys
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -26,6 +28,7 @@ from runtime.server.ports import refuse_taken_port, unusable
 from runtime.server.registry import ServerRecord
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from collections.abc import Callable, Generator
     from pathlib import Path
 
@@ -42,6 +45,9 @@ _CUT_S: Final = 1.0
 
 _LONGEST_END_S: Final = 10
 """Seconds after which what still runs is cancelled, whatever it does."""
+
+_OBJECTS_A_LOOK: Final = 10_000
+"""Objects between two looks of the garbage collector; by default 700, which is each request."""
 
 _BACKLOG: Final = 2048
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -97,8 +103,18 @@ def run(
         KeyboardInterrupt: A signal came before the default model was loaded.
         LLMError: The default model could not be loaded.
     """
-    if not asyncio.run(_run(models, listener, ready, rules or Rules(), own_log)):
-        raise KeyboardInterrupt
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        if not runner.run(_run(models, listener, ready, rules or Rules(), own_log)):
+            raise KeyboardInterrupt
+
+
+def _loop_factory() -> Callable[[], AbstractEventLoop] | None:
+    """uvloop, where there is one: a token costs an eighth less, and the engine needs the cores."""
+    if sys.platform == "win32":
+        return None
+    import uvloop  # noqa: PLC0415 - is not to be had on Windows
+
+    return uvloop.new_event_loop
 
 
 async def _run(
@@ -129,6 +145,7 @@ async def _run(
             await asyncio.wait({loading, serving}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done() and not server.should_exit:
                 snapshot = await loading
+                _spare_collector()
                 note(_of_engine(begun, snapshot))
                 ready(snapshot, begun.name)
                 await serving
@@ -138,6 +155,16 @@ async def _run(
             await serving
     await asyncio.wait({loading})  # given up by the models' end
     return loading.exception() is None
+
+
+def _spare_collector() -> None:
+    """Have the garbage collector walk over what requests leave, not over the whole program.
+
+    That is some 50,000 objects, for which it would hold up every stream for 20 to 40 ms.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_OBJECTS_A_LOOK, *gc.get_threshold()[1:])
 
 
 class _Server(uvicorn.Server):

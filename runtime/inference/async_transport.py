@@ -155,15 +155,26 @@ class Performance(Generic[T]):
         """
         due: Effect | bytes | None = b""
         apart = self._threads is not None
+        shortcut = read.shortcut
 
         def step(data: bytes) -> float | None:
-            nonlocal due
+            nonlocal due, shortcut
+            if shortcut is not None and (taken := shortcut(data)) is not None:
+                pieces, until = taken
+                self._settled = sink is None or not pieces or sink.take(pieces)
+                if self._settled:
+                    return until
+                due = Read(until, shortcut)
+                return None
             if apart and (not data or _END in data):
                 due = data  # what comes of it is for a thread
                 return None
             due = self._drive(data, None)
             self._settled = self._taken(sink)
-            return due.until if self._settled and isinstance(due, Read) else None
+            if not (self._settled and isinstance(due, Read)):
+                return None
+            shortcut = due.shortcut
+            return due.until
 
         try:
             await self._wire.each(step, read.until)

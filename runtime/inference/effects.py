@@ -8,9 +8,9 @@ generators, and tests drive them with no network at all.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from runtime.contracts import LLMDelta
@@ -77,15 +77,31 @@ class Open:
     until: float
 
 
+class Taken(NamedTuple):
+    """What became of bytes on the shortcut of a :class:`Read`.
+
+    Attributes:
+        pieces: What is to be handed out.
+        until: Instant by which the next bytes must have come.
+    """
+
+    pieces: Sequence[LLMDelta]
+    until: float
+
+
 @dataclass(frozen=True, slots=True)
 class Read:
     """Give me the next bytes of the body, empty at its end. Result: ``bytes``.
 
     Attributes:
         until: Instant by which some must have come.
+        shortcut: What to ask first about the bytes that come; None for nothing. Where it returns
+            something, that is all there is to do with them: the flow is not woken, for every token
+            would pay for that. It goes on waiting, and whatever the shortcut declines is for it.
     """
 
     until: float
+    shortcut: Callable[[bytes], Taken | None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

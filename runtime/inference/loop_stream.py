@@ -12,7 +12,7 @@ import errno
 import ipaddress
 import socket
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from runtime.inference.effects import BrokenError, ExpiredError
 
@@ -61,9 +61,14 @@ class LoopStream(asyncio.BufferedProtocol):
             OSError: There is none to be had.
         """
         loop = asyncio.get_running_loop()
-        # A race between addresses takes tasks of its own, which a single one needs not.
-        delay_s = None if _address(host) else _NEXT_ADDRESS_S
-        _, stream = await loop.create_connection(cls, host, port, happy_eyeballs_delay=delay_s)
+        # A race between addresses takes tasks of its own, which a single one needs not. uvloop has
+        # none, and tries one after the other.
+        if _address(host) or not isinstance(loop, asyncio.BaseEventLoop):
+            _, stream = await loop.create_connection(cls, host, port)
+        else:
+            _, stream = await loop.create_connection(
+                cls, host, port, happy_eyeballs_delay=_NEXT_ADDRESS_S
+            )
         return stream
 
     @classmethod
@@ -173,8 +178,7 @@ class LoopStream(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is connected."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - it is TCP
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
 
     def get_buffer(self, _: int) -> memoryview:
         """Where the next bytes go: asyncio's own way allocates 256 KiB for each token."""

@@ -51,14 +51,18 @@ class SseDecoder:
             )
         return events
 
+    @property
+    def amid_event(self) -> bool:
+        """Whether a part of an event was fed whose rest was not."""
+        return bool(self._buffer or self._data)
+
     def _is_one_event(self, chunk: bytes) -> bool:
         """Whether a packet is exactly one event of one line: nearly all of them are.
 
         What is spent on a token is taken from the engine, which shares the processor.
         """
         return (
-            not self._buffer
-            and not self._data
+            not self.amid_event
             and chunk.startswith(b"data: ")
             and chunk.endswith(b"\n\n")
             and chunk.find(b"\n") == len(chunk) - 2

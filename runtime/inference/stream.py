@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from runtime.contracts import LLMDelta
 from runtime.errors import LLMBadResponseError
 from runtime.inference import failures
+from runtime.inference.alike import Alike
 from runtime.inference.growing_calls import GrowingCalls
 from runtime.inference.prompted_tools import CallReader
 from runtime.inference.thinking import ThoughtReader
@@ -88,6 +89,7 @@ class Answer:
         self.prompt_s: float = 0.0
         self.slot: int | None = None
         self._given = 0
+        self._alike: Alike | Literal[False] | None = None
 
     def go_on_from(self, pieces: Sequence[str]) -> None:
         """Only the rest is to come.
@@ -241,9 +243,24 @@ class Answer:
                 raise failures.from_error_object(problem, partial_text=self.text or None)
             raise self._malformed(f"an event has no choices: {failures.excerpt(data)}")
         try:
-            return self._add_chunk(chunk)
+            deltas = self._add_chunk(chunk)
+            self._alike = self._passes_on(deltas) and (Alike.of(data, chunk) or self._alike)
         except (AttributeError, KeyError, TypeError, ValueError) as exc:
             raise self._malformed(f"an event is out of form: {failures.excerpt(data)}") from exc
+        return deltas
+
+    def add_alike(self, packet: bytes) -> LLMDelta | None:
+        """Take a packet that differs from the last event in its text alone; None for all others."""
+        if not self._alike or (text := self._alike.text_of(packet)) is None:
+            return None
+        self._text.append(text)
+        return LLMDelta(text_delta=text)
+
+    def _passes_on(self, deltas: Sequence[LLMDelta]) -> bool:
+        """Whether what the last event had is handed out as it came, and so will be what follows."""
+        if self._reader or self._reasoning or self._held is not None or len(deltas) != 1:
+            return False
+        return deltas[0].text_delta is not None and deltas[0].text_delta == self._text[-1]
 
     def add_completion(self, body: bytes, *, continued: str = "") -> list[LLMDelta]:
         """Take a whole answer that was not streamed; returns its pieces.

@@ -214,7 +214,10 @@ def iterate(
                 continue
             try:
                 if isinstance(effect, Read):
-                    result = wire.read(effect.until)
+                    result = data = wire.read(effect.until)
+                    while effect.shortcut and (taken := effect.shortcut(data)):
+                        yield from taken.pieces
+                        result = data = wire.read(taken.until)
                 elif isinstance(effect, Open):
                     result = wire.open(effect)
                 elif isinstance(effect, Locate):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -12,7 +14,6 @@ from tests.gateways import Gateway, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.engine, pytest.mark.process]
 
@@ -196,6 +197,9 @@ def test_models_health_and_snapshot(gateway: Gateway, client: openai.OpenAI) -> 
     assert model["snapshot"]["context"]["actual"] == 512
     assert model["queue"]["slots"] == 4
     assert 0 < picture["memory"]["held_bytes"] <= picture["memory"]["budget_bytes"]
+    if sys.platform == "linux":  # what a token costs was measured on this event loop
+        loaded = Path(f"/proc/{picture['gateway']['pid']}/maps").read_text("utf-8")
+        assert "/uvloop/" in loaded
 
 
 def test_errors_have_openai_s_shape(gateway: Gateway) -> None:

@@ -92,9 +92,13 @@ class Engine:
     followed by a new process.
     """
 
-    def __init__(self, *attempts: Sequence[Any], died_of: str | None = None) -> None:
+    def __init__(
+        self, *attempts: Sequence[Any], died_of: str | None = None, shortcuts: bool = True
+    ) -> None:
         self.attempts = [list(each) for each in attempts]
         self.died_of = died_of
+        self.shortcuts = shortcuts
+        self.cut_short = 0
         self.bodies: list[dict[str, Any]] = []
         self.emitted: list[LLMDelta] = []
         self.now: list[Any] = []
@@ -134,11 +138,16 @@ class Engine:
                     self.generation += 1
                     return self.now[0]
                 return HEAD
-            case Read():
+            case Read(shortcut=shortcut):
                 if not self.now:
                     self.generation += 1
                     return b""
                 got = self.now.pop(0)
+                short = self.shortcuts and isinstance(got, bytes) and shortcut
+                if short and (taken := short(got)):
+                    self.cut_short += 1
+                    self.emitted += taken.pieces
+                    return self.perform(effect, endpoint)
                 if isinstance(got, Exception):
                     self.generation += 1
                 return got
@@ -178,9 +187,16 @@ def packets(whole: bytes, cuts: list[int]) -> list[bytes]:
     data=st.data(),
     cuts=st.lists(st.lists(st.integers(0, 5000), max_size=6), min_size=1, max_size=4),
     emit=st.booleans(),
+    by_event=st.booleans(),
+    shortcuts=st.booleans(),
 )
 def test_however_it_is_cut_the_caller_gets_the_undisturbed_answer(
-    pieces: list[str], data: st.DataObject, cuts: list[list[int]], emit: bool
+    pieces: list[str],
+    data: st.DataObject,
+    cuts: list[list[int]],
+    emit: bool,
+    by_event: bool,
+    shortcuts: bool,
 ) -> None:
     whole = b"".join(events_of(pieces))
     expected = Engine([whole]).run(emit=emit)
@@ -188,7 +204,8 @@ def test_however_it_is_cut_the_caller_gets_the_undisturbed_answer(
     for each in cuts:
         end = data.draw(st.integers(0, len(whole) - len(b"[DONE]\n\n")))
         attempts.append([*packets(whole[:end], each), data.draw(st.sampled_from([DIED, b""]))])
-    engine = Engine(*attempts, packets(whole, cuts[0]))
+    last = events_of(pieces) if by_event else packets(whole, cuts[0])
+    engine = Engine(*attempts, last, shortcuts=shortcuts)
     reply = engine.run(emit=emit, limits=Limits(max_retries=9))
     assert reply.text == "".join(pieces) == expected.text
     assert (reply.usage, reply.finish_reason) == (expected.usage, expected.finish_reason)
