@@ -1,7 +1,7 @@
 """The async driver: performs the effects of a flow over HTTP, one connection a request.
 
-Streams, cancel scopes and threads are anyio's, so asyncio and trio both work; the heads of answers
-are read by h11. Both come with httpx2, whose own client is left out for the reasons
+Streams, cancel scopes and threads are anyio's, so asyncio and trio both work; answers are read by
+httptools, in :mod:`runtime.inference.http_answer`. httpx2's client is left out for the reasons
 :mod:`runtime.inference.transport` gives: a deadline here is an instant, which a cancel scope around
 each effect keeps. On asyncio a streamed answer is taken where it comes in instead, by
 :mod:`runtime.inference.loop_stream`: its tokens wake no task.

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 import ssl
 import time
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
-import h11
 
 from runtime.inference.connecting import headers, no_tls, tls_context
 from runtime.inference.effects import (
     AbortedError,
     BrokenError,
     ExpiredError,
-    HttpHead,
     UnreachableError,
 )
-from runtime.inference.http_body import Body
+from runtime.inference.http_answer import HttpAnswer
 from runtime.inference.loop_stream import LoopStream
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import ByteStream
 
-    from runtime.inference.effects import Enter, HttpRequest, Open
+    from runtime.inference.effects import Enter, HttpHead, HttpRequest, Open
     from runtime.inference.queueing import Place, SlotQueue
 
 T = TypeVar("T")
@@ -54,7 +53,7 @@ class AsyncWire:
         self._place: Place | None = None
         self._scope: anyio.CancelScope | None = None
         self._stream: ByteStream | LoopStream | None = None
-        self._body: Body | None = None
+        self._answer: HttpAnswer | None = None
         self._came = b""
 
     async def open(self, effect: Open) -> HttpHead:
@@ -64,28 +63,20 @@ class AsyncWire:
             WireError: That failed.
         """
         await self._disconnect()
-        with _well_formed():
-            pieces = _encoded(effect.request)
-            first = next(pieces)
-            self._stream = stream = await self._connect_here(effect, first)
-            if stream is None:
-                self._stream = stream = await self._connect(effect)
-                await self._send(stream, first, effect.until)
-            for piece in pieces:
-                await self._send(stream, piece, effect.until)
-            http = h11.Connection(h11.CLIENT)  # which only reads
-            response = await self._event(stream, http, effect.until)
-        if not isinstance(response, h11.Response):
-            raise BrokenError("the connection was closed without an answer")
+        pieces = _encoded(effect.request)
+        first = next(pieces)
+        self._stream = stream = await self._connect_here(effect, first)
+        if stream is None:
+            self._stream = stream = await self._connect(effect)
+            await self._send(stream, first, effect.until)
+        for piece in pieces:
+            await self._send(stream, piece, effect.until)
+        self._answer = answer = HttpAnswer()
+        while answer.head is None:
+            self._came = answer.feed(await self._received(stream, effect.until))
         if self._place is not None:
             self._place.begun()  # llama.cpp sends the head of a stream when a slot begins
-        head = HttpHead(
-            status=response.status_code,
-            headers={name.decode("ascii"): _text(value) for name, value in response.headers},
-        )
-        self._body = Body(head.status, head.headers)
-        self._came = self._body.feed(http.trailing_data[0])
-        return head
+        return answer.head
 
     async def read(self, until: float) -> bytes:
         """The next bytes of the body; empty at its end.
@@ -93,14 +84,11 @@ class AsyncWire:
         Raises:
             WireError: They did not come.
         """
-        stream, body = self._stream, self._body
-        if stream is None or body is None:
+        stream, answer = self._stream, self._answer
+        if stream is None or answer is None:
             return b""
-        while not self._came and not body.ended:
-            received = await self._received(stream, until)
-            self._came = body.feed(received)
-            if not received:
-                body.close()
+        while not self._came and not answer.ended:
+            self._came = answer.feed(await self._received(stream, until))
         came, self._came = self._came, b""
         return came
 
@@ -122,20 +110,18 @@ class AsyncWire:
         Raises:
             WireError: They did not come.
         """
-        stream, body = self._stream, self._body
-        if not isinstance(stream, LoopStream) or body is None:
+        stream, answer = self._stream, self._answer
+        if not isinstance(stream, LoopStream) or answer is None or answer.ended:
             step(b"")
             return
         wanted: float | None = until
 
         def take(received: bytes) -> float | None:
             nonlocal wanted
-            came = body.feed(received)
-            if not received:
-                body.close()
+            came = answer.feed(received)
             if came:
                 wanted = step(came)
-            if body.ended and wanted is not None:
+            if answer.ended and wanted is not None:
                 wanted = step(b"")
             return wanted
 
@@ -195,7 +181,10 @@ class AsyncWire:
             self._queue.leave(place)
 
     async def _disconnect(self) -> None:
-        stream, self._stream, self._body, self._came = self._stream, None, None, b""
+        stream, answer, self._came = self._stream, self._answer, b""
+        self._stream = self._answer = None
+        if answer is not None:
+            answer.close()
         if isinstance(stream, LoopStream):
             stream.close()
         elif stream is not None:
@@ -212,27 +201,22 @@ class AsyncWire:
 
     async def _connect_here(self, effect: Open, first: bytes) -> ByteStream | LoopStream | None:
         """A connection within this machine, with its first bytes sent; None: it must wait."""
-        parts = urlsplit(effect.request.base_url)
-        if parts.scheme == "https" or not _on_asyncio():
+        server = _server(effect.request.base_url)
+        if server.secure or not _on_asyncio():
             return None
         self.check()
-        return await LoopStream.connect_here(parts.hostname or "", parts.port or 80, first)
+        return await LoopStream.connect_here(server.host, server.port, first)
 
     async def _connect(self, effect: Open) -> ByteStream | LoopStream:
-        parts = urlsplit(effect.request.base_url)
-        host = parts.hostname or ""
+        secure, host, port = _server(effect.request.base_url)
         until = min(effect.until, time.monotonic() + effect.connect_timeout_s)
-        plain = parts.scheme != "https"
         try:
             with self._within(until):
-                if plain:
+                if not secure:
                     connect = LoopStream.connect if _on_asyncio() else anyio.connect_tcp
-                    return await connect(host, parts.port or 80)
+                    return await connect(host, port)
                 return await anyio.connect_tcp(
-                    host,
-                    parts.port or 443,
-                    ssl_context=tls_context(),
-                    tls_standard_compatible=False,
+                    host, port, ssl_context=tls_context(), tls_standard_compatible=False
                 )
         except ExpiredError as exc:
             raise ExpiredError(f"no connection to {host}", connecting=True) from exc
@@ -262,16 +246,6 @@ class AsyncWire:
             except anyio.EndOfStream:
                 return b""
         raise AssertionError  # pragma: no cover
-
-    async def _event(
-        self, stream: ByteStream | LoopStream, http: h11.Connection, until: float
-    ) -> object:
-        while True:
-            event = http.next_event()
-            if event is h11.NEED_DATA:
-                http.receive_data(await self._received(stream, until))
-            elif not isinstance(event, h11.InformationalResponse):
-                return event
 
     def check(self) -> None:
         """Raise AbortedError where the wire was aborted."""
@@ -312,31 +286,37 @@ def _translated() -> Generator[None]:
         raise BrokenError(str(exc.__cause__ or exc) or type(exc).__name__) from exc
 
 
-@contextlib.contextmanager
-def _well_formed() -> Generator[None]:
-    """Turns what h11 raises into ours."""
-    try:
-        yield
-    except h11.ProtocolError as exc:
-        raise BrokenError(str(exc)) from exc
+class _Server(NamedTuple):
+    secure: bool
+    host: str
+    port: int
+
+
+@functools.lru_cache(maxsize=64)  # the same few are asked all the time, here and below
+def _server(base_url: str) -> _Server:
+    parts = urlsplit(base_url)
+    secure = parts.scheme == "https"
+    return _Server(secure, parts.hostname or "", parts.port or (443 if secure else 80))
+
+
+@functools.lru_cache(maxsize=64)
+def _head(method: str, base_url: str, path: str, api_key: str | None, has_body: bool) -> bytes:
+    """The head of a request, but for the length of its body."""
+    parts = urlsplit(base_url)
+    target = parts.path + path
+    if not all(map(_PLAIN.fullmatch, (target, parts.netloc, api_key or "none"))):
+        raise BrokenError("the address or the key holds characters that HTTP cannot carry")
+    fields = {"Host": parts.netloc, **headers(api_key, has_body=has_body)}
+    lines = [f"{method} {target} HTTP/1.1", *map(": ".join, fields.items()), ""]
+    return "\r\n".join(lines).encode("ascii")
 
 
 def _encoded(request: HttpRequest) -> Iterator[bytes]:
     """The request in pieces: copying tens of megabytes at once would hold up the event loop."""
-    parts = urlsplit(request.base_url)
     body = request.body or b""
-    fields = {"Host": parts.netloc, **headers(request)}
-    if request.body is not None:
-        fields["Content-Length"] = str(len(body))
-    target = parts.path + request.path
-    if not all(map(_PLAIN.fullmatch, (target, parts.netloc, request.api_key or "none"))):
-        raise BrokenError("the address or the key holds characters that HTTP cannot carry")
-    lines = [f"{request.method} {target} HTTP/1.1", *map(": ".join, fields.items()), "", ""]
-    piece = "\r\n".join(lines).encode("ascii")
+    has_body = request.body is not None
+    piece = _head(request.method, request.base_url, request.path, request.api_key, has_body)
+    piece += b"Content-Length: %d\r\n\r\n" % len(body) if has_body else b"\r\n"
     for start in range(0, max(len(body), 1), _SENT_BYTES):
         yield piece + body[start : start + _SENT_BYTES]
         piece = b""
-
-
-def _text(value: bytes) -> str:
-    return value.decode("latin-1")

@@ -14,7 +14,7 @@ from runtime.inference.effects import ExpiredError, UnreachableError, UntrustedE
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-    from runtime.inference.effects import HttpRequest, Open
+    from runtime.inference.effects import Open
 
 _PACKET_BYTES = 64 * 1024
 
@@ -125,11 +125,11 @@ def no_tls(host: str, why: BaseException) -> UnreachableError:
     return UnreachableError(f"no TLS with {host}: {why}")
 
 
-def headers(request: HttpRequest) -> dict[str, str]:
+def headers(api_key: str | None, *, has_body: bool) -> dict[str, str]:
     """The header fields of a request, besides those that HTTP itself needs."""
     fields = {"Connection": "close", "User-Agent": "llama-runtime"}
-    if request.body is not None:
+    if has_body:
         fields["Content-Type"] = "application/json"
-    if request.api_key:
-        fields["Authorization"] = f"Bearer {request.api_key}"
+    if api_key:
+        fields["Authorization"] = f"Bearer {api_key}"
     return fields

@@ -8,7 +8,7 @@ a deadline that costs nothing as long as it is only moved ahead.
 from __future__ import annotations
 
 import asyncio
-import errno
+import functools
 import ipaddress
 import socket
 import time
@@ -79,21 +79,17 @@ class LoopStream(asyncio.BufferedProtocol):
         with it only when the last of them is ready.
 
         Returns:
-            None where the server is elsewhere, or the connection must wait; nothing is sent then.
-
-        Raises:
-            BrokenError: The server hung up at once.
+            None where the server is elsewhere, or the connection must wait or cannot be made;
+            nothing is sent then.
         """
-        address = _address(host)
-        if address is None or not address.is_loopback or (made := _at_once(host, port)) is None:
+        if not _is_here(host):
             return None
+        made = _at_once(host, port)
         try:
             sent = made.send(first)
-        except BlockingIOError:
-            sent = 0
-        except OSError as exc:
+        except OSError:  # not connected yet is EAGAIN to Linux, ENOTCONN to macOS
             made.close()
-            raise BrokenError(str(exc)) from exc
+            return None
         transport, stream = await asyncio.get_running_loop().create_connection(cls, sock=made)
         if sent < len(first):
             transport.write(first[sent:])
@@ -280,15 +276,18 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-def _at_once(host: str, port: int) -> socket.socket | None:
-    """A connection within this machine, if it can be had without waiting, as it nearly always can.
+@functools.lru_cache(maxsize=64)
+def _is_here(host: str) -> bool:
+    address = _address(host)
+    return address is not None and address.is_loopback
 
-    The first call connects and does not say so, the second does; the event loop needs three turns.
+
+def _at_once(host: str, port: int) -> socket.socket:
+    """A connection within this machine, which is there already, nearly always.
+
+    The call does not say so, but what is sent next does; the event loop needs three turns.
     """
     made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     made.setblocking(False)
     made.connect_ex((host, port))
-    if made.connect_ex((host, port)) in {0, errno.EISCONN}:
-        return made
-    made.close()
-    return None
+    return made

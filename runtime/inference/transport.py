@@ -86,9 +86,8 @@ class Wire:
                 raise AbortedError("closed")
             connection = HTTPConnection(parts.netloc)
             connection.sock = connected
-            connection.request(
-                request.method, parts.path + request.path, request.body, headers(request)
-            )
+            fields = headers(request.api_key, has_body=request.body is not None)
+            connection.request(request.method, parts.path + request.path, request.body, fields)
             self._response = response = connection.getresponse()
         if self._place is not None:
             self._place.begun()  # llama.cpp sends the head of a stream when a slot begins

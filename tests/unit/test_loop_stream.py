@@ -291,6 +291,49 @@ def test_a_server_on_this_machine_is_there_at_once_or_not_at_all() -> None:
     asyncio.run(talk())
 
 
+def test_a_server_with_no_room_for_a_connection_is_not_there_at_once() -> None:
+    async def talk(port: int) -> None:
+        streams: list[LoopStream] = []
+        while stream := await LoopStream.connect_here("127.0.0.1", port, b"x"):
+            streams.append(stream)
+            assert len(streams) < 1000
+        for stream in streams:
+            stream.close()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        asyncio.run(talk(server.getsockname()[1]))
+
+
+@pytest.mark.parametrize(
+    "framed",
+    [b"Content-Length: 2\r\n\r\nhi", b"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"],
+)
+def test_who_has_read_all_does_not_wait_for_the_connection_to_close(framed: bytes) -> None:
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n" + framed)
+        await reader.read()  # it is the client that closes
+        writer.close()
+        done.set()
+
+    done = asyncio.Event()
+
+    async def talk() -> list[bytes]:
+        wire = AsyncWire(SlotQueue())
+        got: list[bytes] = []
+        async with await asyncio.start_server(once, "127.0.0.1", 0) as server:
+            address = "http://127.0.0.1:{1}".format(*server.sockets[0].getsockname())
+            wanted = HttpRequest(base_url=address, path="/", method="GET")
+            await wire.open(Open(request=wanted, connect_timeout_s=1.0, until=soon()))
+            got.append(await wire.read(soon()))
+            await wire.each(got.append, soon(0.5))
+            await wire.close()
+            await done.wait()
+        return got
+
+    assert asyncio.run(talk()) == [b"hi", b""]
+
+
 def test_a_request_is_with_the_server_before_the_next_is_looked_at() -> None:
     """Else requests that come together are all with it only when the last of them is ready."""
     said: list[bytes] = []
