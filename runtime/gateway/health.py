@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 Verdict = Literal["ready", "loading", "degraded", "failed"]
 
-_TROUBLED: Final = frozenset({State.BACKOFF, State.SUSPECT, State.STARTING, State.LOADING})
+_TROUBLED: Final = frozenset(
+    {State.BACKOFF, State.RESOLVING, State.STARTING, State.LOADING, State.SUSPECT}
+)
 """What a loaded model's engine is only in when something went wrong."""
 
 

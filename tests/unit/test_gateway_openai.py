@@ -326,6 +326,8 @@ def test_the_core_s_messages_name_their_field(message: str, param: str | None) -
         ("loading", "unloaded", "loading"),
         ("ready", "loading", "ready"),
         ("*backoff", "unloaded", "degraded"),
+        ("*resolving", "unloaded", "degraded"),
+        ("*starting", "unloaded", "degraded"),
         ("*loading", "unloaded", "degraded"),
         ("*suspect", "ready", "degraded"),
         ("failed", "ready", "degraded"),
