@@ -82,6 +82,11 @@ class Gateway:
         pid: int = found["snapshot"]["pid"]
         return pid
 
+    def spare_pid(self) -> int | None:
+        """The process id of the default model's next engine, while one waits."""
+        pid: int | None = self.get("/snapshot").body["models"][0]["snapshot"]["spare_pid"]
+        return pid
+
     def under_way(self) -> int:
         """Requests at work or in line, at all models."""
         queues = [each["queue"] for each in self.get("/snapshot").body["models"]]
