@@ -27,6 +27,8 @@ $(VENV)/.runtime: pyproject.toml
 
 $(VENV)/.installed: $(VENV)/.runtime
 	@echo "Installing the development tools into $(VENV) ..."
+	@# The pip of an older Python takes twice as long to find what fits together.
+	@$(PIP_INSTALL) --upgrade pip
 	@$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 

@@ -21,6 +21,7 @@ if ! compgen -G '.venv-engines/wheels/llama_cpp_python-*.whl' >/dev/null; then
 		--wheel-dir .venv-engines/wheels 'llama-cpp-python[server]>=0.3.16'
 fi
 echo "Installing it ..."
+pip install --upgrade pip # those of older Pythons take twice as long to find what fits together
 pip install --find-links .venv-engines/wheels --editable '.[dev,llama-cpp-python]'
 .venv-engines/bin/llama-runtime engines
 exec .venv-engines/bin/python -m pytest -m "engine and not outside" "$@"
