@@ -25,6 +25,7 @@ _MOST_WAITING_BYTES: Final = 256 * 1024
 """More than this is left with the system, which makes the server wait."""
 
 _SLACK_S: Final = 0.001
+"""uvloop rounds to milliseconds, and what is told of a deadline must be told after it."""
 
 _PACKET_BYTES: Final = 64 * 1024
 
@@ -252,13 +253,13 @@ class LoopStream(asyncio.BufferedProtocol):
                 return
             self._timer.cancel()
         self._timer_until = until
-        self._timer = self._loop.call_later(until - time.monotonic(), self._ring)
+        self._timer = self._loop.call_later(until - time.monotonic() + _SLACK_S, self._ring)
 
     def _ring(self) -> None:
         self._timer = None
         if self._over is None and self._news is None and self._room is None:
             return
-        if time.monotonic() < self._until - _SLACK_S:
+        if time.monotonic() < self._until:
             self._await_by(self._until)
         else:
             self.fail(ExpiredError("the deadline has passed"))

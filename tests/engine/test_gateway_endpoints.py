@@ -203,7 +203,8 @@ def test_streams_outlive_their_engine_and_health_answers_meanwhile(
         serving(tiny_model_path, *options, home=tmp_path) as gateway,
         gateway.client(max_retries=0, timeout=60) as client,
     ):
-        begun = threading.Event()
+        begun, read_on = threading.Event(), threading.Event()
+        read_on.set()
 
         def ask(number: int) -> tuple[str, list[str]]:
             said = ""
@@ -211,7 +212,7 @@ def test_streams_outlive_their_engine_and_health_answers_meanwhile(
             for chunk in client.chat.completions.create(
                 model="tiny-chat",
                 messages=HELLO,
-                max_tokens=300 + 100 * number,  # they never end all together
+                max_tokens=400 + 200 * number,  # so that they never end all together
                 seed=number,
                 temperature=0.8,
                 extra_body={"ignore_eos": True},
@@ -221,13 +222,16 @@ def test_streams_outlive_their_engine_and_health_answers_meanwhile(
                 said += chunk.choices[0].delta.content or ""
                 scores = chunk.choices[0].logprobs
                 scored += [each.token for each in (scores and scores.content) or ()]
-                begun.set()
+                if said:  # the first chunk comes before any token
+                    begun.set()
+                    read_on.wait(20)  # 20 readers would keep the killer from its turn
             assert chunk.choices[0].finish_reason == "length"
             return said, scored
 
         undisturbed = [ask(number) for number in range(4)]
         assert len(undisturbed[3][1]) > 400, "of nearly every token"
         begun.clear()
+        read_on.clear()
         wait_until("a spare waits", lambda: gateway.spare_pid() is not None)
         engine, spare = gateway.engine_pid(), gateway.spare_pid()
         assert spare is not None
@@ -247,6 +251,7 @@ def test_streams_outlive_their_engine_and_health_answers_meanwhile(
             assert begun.wait(20)
             os.kill(spare, signal.SIGSTOP)
             os.kill(engine, signal.SIGKILL)
+            read_on.set()
             try:
                 wait_until("its death is told", lambda: look() == (200, "degraded"))
                 for _ in range(50):

@@ -287,7 +287,7 @@ async def test_deadlines_are_instants(
         with pytest.raises(RequestTimeoutError) as caught:
             await client.chat("hi")
         assert caught.value.phase == phase
-        assert 0.298 <= time.monotonic() - begun < 2  # uvloop's clock has milliseconds
+        assert 0.3 <= time.monotonic() - begun < 2
         assert await noticed(stall)
 
 
