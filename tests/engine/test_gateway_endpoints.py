@@ -258,6 +258,7 @@ def test_streams_outlive_their_engine_and_health_answers_meanwhile(
                     look()
                 assert not all(each.done() for each in asked), "they wait"
             finally:
+                read_on.set()
                 os.kill(spare, signal.SIGCONT)
             while not all(each.done() for each in asked):
                 look()
