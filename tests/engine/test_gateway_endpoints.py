@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -199,17 +199,30 @@ def test_streams_outlive_their_engine_and_health_answers_meanwhile(
     what is said of the restart does not hang on who happens to look meanwhile.
     """
     options = ("--ctx-size", "2048", "--parallel", "4")
-    with (
-        serving(tiny_model_path, *options, home=tmp_path) as gateway,
-        gateway.client(max_retries=0, timeout=60) as client,
-    ):
-        begun, read_on = threading.Event(), threading.Event()
-        read_on.set()
+    with serving(tiny_model_path, *options, home=tmp_path) as gateway:
+        asyncio.run(_kill_amid_20_streams(gateway))
 
-        def ask(number: int) -> tuple[str, list[str]]:
+
+async def _kill_amid_20_streams(gateway: Gateway) -> None:
+    begun = asyncio.Event()
+    seen: list[tuple[int, str]] = []
+    took_s: list[float] = []
+
+    def look() -> tuple[int, str]:
+        began = time.monotonic()
+        health = gateway.get("/health")
+        took_s.append(time.monotonic() - began)
+        seen.append((health.status, health.body["status"]))
+        return seen[-1]
+
+    # Of one event loop: 20 threads would keep the killer from its turn for longer than they stream.
+    options: Any = {"base_url": f"{gateway.url}/v1", "api_key": "none", "max_retries": 0}
+    async with openai.AsyncOpenAI(**options, timeout=60) as client:
+
+        async def ask(number: int) -> tuple[str, list[str]]:
             said = ""
             scored: list[str] = []
-            for chunk in client.chat.completions.create(
+            stream = await client.chat.completions.create(
                 model="tiny-chat",
                 messages=HELLO,
                 max_tokens=400 + 200 * number,  # so that they never end all together
@@ -218,58 +231,45 @@ def test_streams_outlive_their_engine_and_health_answers_meanwhile(
                 extra_body={"ignore_eos": True},
                 stream=True,
                 logprobs=number == 3,
-            ):
+            )
+            async for chunk in stream:
                 said += chunk.choices[0].delta.content or ""
                 scores = chunk.choices[0].logprobs
                 scored += [each.token for each in (scores and scores.content) or ()]
                 if said:  # the first chunk comes before any token
                     begun.set()
-                    read_on.wait(20)  # 20 readers would keep the killer from its turn
             assert chunk.choices[0].finish_reason == "length"
             return said, scored
 
-        undisturbed = [ask(number) for number in range(4)]
+        undisturbed = [await ask(number) for number in range(4)]
         assert len(undisturbed[3][1]) > 400, "of nearly every token"
         begun.clear()
-        read_on.clear()
         wait_until("a spare waits", lambda: gateway.spare_pid() is not None)
         engine, spare = gateway.engine_pid(), gateway.spare_pid()
         assert spare is not None
-        seen: list[tuple[int, str]] = []
-        took_s: list[float] = []
-
-        def look() -> tuple[int, str]:
-            began = time.monotonic()
-            health = gateway.get("/health")
-            took_s.append(time.monotonic() - began)
-            seen.append((health.status, health.body["status"]))
-            return seen[-1]
-
         look()
-        with ThreadPoolExecutor(20) as pool:
-            asked = [pool.submit(ask, number % 4) for number in range(20)]
-            assert begun.wait(20)
-            os.kill(spare, signal.SIGSTOP)
-            os.kill(engine, signal.SIGKILL)
-            read_on.set()
-            try:
-                wait_until("its death is told", lambda: look() == (200, "degraded"))
-                for _ in range(50):
-                    look()
-                assert not all(each.done() for each in asked), "they wait"
-            finally:
-                read_on.set()
-                os.kill(spare, signal.SIGCONT)
-            while not all(each.done() for each in asked):
-                look()
-        assert [each.result() for each in asked] == [undisturbed[n % 4] for n in range(20)]
-        told = [verdict for verdict, _ in groupby(seen)]
-        assert told == [(200, "ready"), (200, "degraded"), (200, "ready")]
-        assert max(took_s) < 1
-        (model,) = gateway.get("/snapshot").body["models"]
-        assert model["counters"]["recoveries"] > 0, "an answer was interrupted"
-        assert model["counters"]["failed"] == 0
-        assert model["snapshot"]["pid"] == spare
+        asked = [asyncio.create_task(ask(number % 4)) for number in range(20)]
+        await begun.wait()
+        os.kill(spare, signal.SIGSTOP)
+        os.kill(engine, signal.SIGKILL)
+        try:
+            while await asyncio.to_thread(look) != (200, "degraded"):
+                assert len(seen) < 1000, "its death is told"
+            for _ in range(50):
+                await asyncio.to_thread(look)
+            assert not all(each.done() for each in asked), "they wait"
+        finally:
+            os.kill(spare, signal.SIGCONT)
+        while not all(each.done() for each in asked):
+            await asyncio.to_thread(look)
+    assert [each.result() for each in asked] == [undisturbed[n % 4] for n in range(20)]
+    told = [verdict for verdict, _ in groupby(seen)]
+    assert told == [(200, "ready"), (200, "degraded"), (200, "ready")]
+    assert max(took_s) < 1
+    (model,) = gateway.get("/snapshot").body["models"]
+    assert model["counters"]["recoveries"] > 0, "an answer was interrupted"
+    assert model["counters"]["failed"] == 0
+    assert model["snapshot"]["pid"] == spare
 
 
 def test_the_engine_ends_with_a_gateway_that_is_killed(
