@@ -100,6 +100,8 @@ class EventStream:
             await self._reply.piece(data)
 
     def _encoded(self, pieces: Sequence[LLMDelta]) -> bytes:
+        if len(pieces) == 1:  # as nearly always
+            return self._encoder.piece(pieces[0])
         return b"".join([self._encoder.piece(piece) for piece in pieces])
 
     async def end(self, response: LLMResponse) -> None:

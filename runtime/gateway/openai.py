@@ -38,6 +38,8 @@ __all__ = ["ChatEncoder", "answer", "encoder", "error", "request"]
 
 _NO_ARGUMENTS: Final[dict[str, object]] = {"type": "object", "properties": {}}
 
+_WRITER: Final = json.JSONEncoder()
+
 _CONTENT_OF: Final = {"text": "text", "refusal": "refusal"}
 """Kinds of content parts that are text, and the field that holds it."""
 
@@ -338,7 +340,7 @@ class ChatEncoder:
             said = b'{"reasoning_content":%s}' % json.dumps(delta.thought).encode()
             return before + said + after
         if text := delta.text_delta:
-            made = before + b'{"content":%s}' % json.dumps(text).encode() + after
+            made = before + b'{"content":%s}' % _WRITER.encode(text).encode() + after
         if call := delta.tool_call_delta:
             index = self._calls.setdefault(call.call_id, len(self._calls))
             function: dict[str, object] = {"arguments": call.arguments_json_delta or ""}

@@ -57,9 +57,8 @@ class Alike:
         if not (packet.startswith(before) and packet.endswith(after)):
             return None
         try:
-            text = _READER.decode(
-                packet[len(before) : -len(after)].decode("utf-8", "surrogatepass")
-            )
+            written = packet[len(before) : -len(after)].decode("utf-8", "surrogatepass")
+            text, end = _READER.raw_decode(written)
         except ValueError:
             return None
-        return text if isinstance(text, str) and text else None
+        return text if isinstance(text, str) and text and end == len(written) else None
