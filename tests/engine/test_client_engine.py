@@ -39,7 +39,7 @@ from runtime.client._stream import AnswerStream
 from runtime.inference import schema as schemas
 from runtime.inference.vectors import Vectors
 from runtime.testing.tiny_model import build_tiny_model
-from tests.conftest import ENGINES, wait_until
+from tests.conftest import ENGINES, is_gone, wait_until
 from tests.fakes.openai_server import closing_chunks, events_of, piece
 
 if TYPE_CHECKING:
@@ -480,7 +480,7 @@ def test_an_embedding_model_of_its_own_is_started_when_first_needed(
         assert started
         client.embed(["c"])
         assert client.chat(MESSAGES, params=params()).text
-    wait_until("both engines are gone", lambda: not any(map(psutil.pid_exists, started)))
+    wait_until("both engines are gone", lambda: all(map(is_gone, started)))
 
 
 def test_the_default_model_is_sampled_as_its_authors_recommend(
