@@ -46,9 +46,6 @@ _CUT_S: Final = 1.0
 _LONGEST_END_S: Final = 10
 """Seconds after which what still runs is cancelled, whatever it does."""
 
-_OBJECTS_A_LOOK: Final = 10_000
-"""Objects between two looks of the garbage collector; by default 700, which is each request."""
-
 _BACKLOG: Final = 2048
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -164,7 +161,6 @@ def _spare_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_OBJECTS_A_LOOK, *gc.get_threshold()[1:])
 
 
 class _Server(uvicorn.Server):

@@ -9,13 +9,11 @@ LOOK = """
 import gc
 from runtime.gateway import running
 running._spare_collector()
-print(len(gc.get_objects()), gc.get_threshold()[0])
+print(len(gc.get_objects()))
 """
 
 
 def test_the_garbage_collector_does_not_walk_over_the_program() -> None:
     """Tens of thousands of objects, for which it held up every stream for 20 ms and more."""
     done = subprocess.run([sys.executable, "-c", LOOK], check=True, capture_output=True, text=True)
-    objects, threshold = map(int, done.stdout.split())
-    assert objects < 2_000
-    assert threshold == 10_000
+    assert int(done.stdout) < 2_000
