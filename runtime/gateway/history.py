@@ -33,8 +33,7 @@ class TokenHistory:
     def add(self, tokens: float, *, now_s: float | None = None) -> None:
         """Tokens that have just come."""
         second = int(time.monotonic() if now_s is None else now_s)
-        if second > self._latest:
-            self._advance(second)
+        self._advance(second)
         if second > self._latest - len(self._ring):
             self._ring[second % len(self._ring)] += tokens
 

@@ -201,7 +201,7 @@ def shows_key(asked: Asked, rules: Rules) -> bool:
 
 
 def _shown_keys(asked: Asked) -> list[str]:
-    found = [*asked.all(b"x-api-key")]
+    found = list(asked.all(b"x-api-key"))
     for value in asked.all(b"authorization"):
         scheme, _, key = value.partition(" ")
         if scheme.lower() == "bearer":

@@ -38,7 +38,7 @@ __all__ = ["ChatEncoder", "answer", "encoder", "error", "request"]
 
 _NO_ARGUMENTS: Final[dict[str, object]] = {"type": "object", "properties": {}}
 
-_WRITER: Final = json.JSONEncoder()
+_WRITER: Final = json.JSONEncoder()  # json.dumps() looks at its options first, for every token
 
 _CONTENT_OF: Final = {"text": "text", "refusal": "refusal"}
 """Kinds of content parts that are text, and the field that holds it."""
@@ -337,7 +337,7 @@ class ChatEncoder:
             before, after = self._around(delta.logprobs)
         made = b""
         if isinstance(delta, ThoughtDelta):
-            said = b'{"reasoning_content":%s}' % json.dumps(delta.thought).encode()
+            said = b'{"reasoning_content":%s}' % _WRITER.encode(delta.thought).encode()
             return before + said + after
         if text := delta.text_delta:
             made = before + b'{"content":%s}' % _WRITER.encode(text).encode() + after

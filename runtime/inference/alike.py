@@ -43,13 +43,15 @@ class Alike:
             case [{"delta": {"content": str(text), **more}, **choice}] if not more:
                 inert = chunk.keys() <= _INERT and choice.items() <= _CHOICE.items()
             case _:
-                return None
+                inert = False
+        if not inert:
+            return None
         written = b'"%b"' % text.encode("utf-8", "surrogatepass")
         starts = [match.end() for match in _TEXT.finditer(event)]
-        if not inert or len(starts) != 1 or not event.startswith(written, starts[0]):
+        if len(starts) != 1 or not event.startswith(written, starts[0]):
             return None
-        (start,) = starts
-        return cls(b"data: " + event[:start], event[start + len(written) :] + b"\n\n")
+        end = starts[0] + len(written)
+        return cls(b"data: " + event[: starts[0]], event[end:] + b"\n\n")
 
     def text_of(self, packet: bytes) -> str | None:
         """The text of a packet that has the same around it; None for every other."""

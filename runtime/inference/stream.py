@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from runtime.contracts import LLMDelta
 from runtime.errors import LLMBadResponseError
@@ -89,7 +89,7 @@ class Answer:
         self.prompt_s: float = 0.0
         self.slot: int | None = None
         self._given = 0
-        self._alike: Alike | Literal[False] | None = None
+        self._alike: Alike | None = None
 
     def go_on_from(self, pieces: Sequence[str]) -> None:
         """Only the rest is to come.
@@ -244,14 +244,15 @@ class Answer:
             raise self._malformed(f"an event has no choices: {failures.excerpt(data)}")
         try:
             deltas = self._add_chunk(chunk)
-            self._alike = self._passes_on(deltas) and (Alike.of(data, chunk) or self._alike)
+            passes_on = self._passes_on(deltas)
+            self._alike = (Alike.of(data, chunk) or self._alike) if passes_on else None
         except (AttributeError, KeyError, TypeError, ValueError) as exc:
             raise self._malformed(f"an event is out of form: {failures.excerpt(data)}") from exc
         return deltas
 
     def add_alike(self, packet: bytes) -> LLMDelta | None:
         """Take a packet that differs from the last event in its text alone; None for all others."""
-        if not self._alike or (text := self._alike.text_of(packet)) is None:
+        if self._alike is None or (text := self._alike.text_of(packet)) is None:
             return None
         self._text.append(text)
         return LLMDelta(text_delta=text)
